@@ -1,0 +1,190 @@
+//! The seam to the kernel: the only room with setns, netlink, `Command` and unsafe code.
+//!
+//! Everything above it hands in data ([`KernelOp`]) and gets data back ([`Observation`], [`TcpSocket`]). [`Kernel`] is
+//! blocking and has two implementations: `linux::LinuxKernel`, named only by the composition root, and
+//! `fake::RecordingKernel` for tests. Callers reach it through [`Pool`], whose threads may enter namespaces.
+
+use sluice_shared::ids::NetnsId;
+use sluice_shared::op::KernelOp;
+use sluice_shared::plan::Flow;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// A handle on a network namespace. It keeps the namespace alive, so only pods of the mesh have one for long.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+    id: NetnsId,
+}
+
+/// What the agent asks of the kernel. Blocking; every method may be called from any [`Pool`] thread.
+pub trait Kernel: Send + Sync + 'static {
+    /// Opens the namespace at `path`.
+    ///
+    /// # Errors
+    /// `NotANetns` when the path is missing or no network namespace; `HostNetns` when it is the host's or the agent's.
+    fn open(&self, path: &Path) -> Result<Netns, KernelError>;
+
+    /// Takes a descriptor that somebody handed over, with the same checks as [`Kernel::open`].
+    ///
+    /// # Errors
+    /// As for [`Kernel::open`].
+    fn adopt(&self, fd: OwnedFd) -> Result<Netns, KernelError>;
+
+    /// Carries out `ops` in order in a pod's namespace, stopping at the first that fails. Each op is atomic, the
+    /// sequence is not. Refuses the host's namespace whatever the handle says.
+    ///
+    /// # Errors
+    /// Names the op, the errno and the kernel's or the program's own words.
+    fn run(&self, netns: &Netns, ops: &[KernelOp]) -> Result<(), KernelError>;
+
+    /// Carries out `ops` in the host's namespace. Only the probe strategy `snat` uses it.
+    ///
+    /// # Errors
+    /// `EPERM` is a capability result (some primaries forbid host rules), not a failure of the agent.
+    fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError>;
+
+    /// Looks at what is in a pod's namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or a dump fails.
+    fn observe(&self, netns: &Netns) -> Result<Observation, KernelError>;
+
+    /// Looks at our table in the host's namespace: its fingerprint, or `None` when it is not there.
+    ///
+    /// # Errors
+    /// When a dump fails.
+    fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError>;
+
+    /// Every TCP socket of the namespace, listeners included.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the dump fails.
+    fn sockets(&self, netns: &Netns) -> Result<Vec<TcpSocket>, KernelError>;
+
+    /// The connections that the rules in force keep: how a restarted agent learns what its predecessor kept.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the dump fails.
+    fn kept_flows(&self, netns: &Netns) -> Result<BTreeSet<Flow>, KernelError>;
+
+    /// The addresses of the namespace's interfaces, loopback left out.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or the dump fails.
+    fn addresses(&self, netns: &Netns) -> Result<Vec<IpAddr>, KernelError>;
+
+    /// The source that the host's own connections to `pod_ip` have: what the strategy `source` lets pass.
+    ///
+    /// # Errors
+    /// When the host has no route there.
+    fn host_source_for(&self, pod_ip: IpAddr) -> Result<IpAddr, KernelError>;
+}
+
+/// Our rules as found, in one number: equal means byte-identical chains, rules, sets and elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub u64);
+
+/// What is in a pod's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Our rules, or `None` when they are not there.
+    pub rules: Option<Fingerprint>,
+    /// The namespace's nf_tables generation: equal means that no rule set of anybody's has changed since.
+    pub generation: u32,
+    /// Whether the policy rule is there, for both families (IPv6 counts as there where the namespace has no IPv6).
+    pub policy_rule: bool,
+    /// Whether the local route is there, with the same proviso.
+    pub local_route: bool,
+    /// Which of ztunnel's TCP ports have a listening socket with ztunnel's mark.
+    pub listening: BTreeSet<u16>,
+    /// Names of foreign nf_tables tables that translate addresses, and could get at packets before ours.
+    pub foreign_nat: Vec<String>,
+}
+
+/// A TCP socket, as sock_diag shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpSocket {
+    /// Local and remote ends; IPv4-mapped addresses as IPv4.
+    pub flow: Flow,
+    /// `TCP_LISTEN`, `TCP_ESTABLISHED`, … (include/net/tcp_states.h).
+    pub state: u8,
+    /// Its `SO_MARK`.
+    pub mark: u32,
+    /// The cgroup v2 it was made in, where the kernel says.
+    pub cgroup: Option<u64>,
+}
+
+/// Why the kernel seam could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// What was given is no network namespace.
+    #[error("{what} is not a network namespace: {why}")]
+    NotANetns {
+        /// The path or descriptor.
+        what: String,
+        /// What it is, or the errno.
+        why: String,
+    },
+    /// What was given is the host's namespace, or the agent's own, in which pods' rules are never written.
+    #[error("{what} is the {whose} network namespace ({id}); pods' rules are never written there")]
+    HostNetns {
+        /// The path or descriptor.
+        what: String,
+        /// `host's` or `agent's own`.
+        whose: &'static str,
+        /// Which.
+        id: NetnsId,
+    },
+    /// A call failed.
+    #[error("{call}: {source}{}", if detail.is_empty() { String::new() } else { format!(" ({detail})") })]
+    Call {
+        /// What was being done, to what.
+        call: String,
+        /// The errno.
+        #[source]
+        source: std::io::Error,
+        /// The kernel's extended ack, the message's label, or the program's stderr.
+        detail: String,
+    },
+    /// The pool has shut down, or one of its threads was lost in a namespace.
+    #[error("the kernel threads are gone: {0}")]
+    Gone(String),
+}
+
+impl KernelError {
+    /// Whether the kernel or a security module refuses this, so that trying again is useless.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Call { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::EPERM | libc::EACCES | libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT)
+            ),
+            Self::NotANetns { .. } | Self::HostNetns { .. } => true,
+            Self::Gone(_) => false,
+        }
+    }
+}
+
+impl Netns {
+    /// Joins a descriptor with its identity; only the kernel implementations make one.
+    #[must_use]
+    pub fn new(fd: OwnedFd, id: NetnsId) -> Self {
+        Self { fd, id }
+    }
+
+    /// Which namespace it is.
+    #[must_use]
+    pub fn id(&self) -> NetnsId {
+        self.id
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

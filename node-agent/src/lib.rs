@@ -1,0 +1,4 @@
+//! The node agent: the doing. What it does is decided and planned in `sluice-shared`.
+
+pub mod kernel;
+pub mod zds;

@@ -1,0 +1,161 @@
+//! What `sluicectl` asks and the agent answers, over `/run/sluice/admin.sock`: a stream, one JSON document and a
+//! newline each way, then the connection ends.
+
+use crate::enroll::{Because, Overrides, Reason};
+use crate::ids::{NetnsId, PodUid};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// The version of these messages.
+pub const ADMIN_VERSION: u32 = 1;
+/// The longest request taken, in bytes.
+pub const MAX_ADMIN_REQUEST: usize = 16 * 1024;
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "ask")]
+pub enum AdminRequest {
+    /// The node and all of its pods.
+    Status,
+    /// One pod, looked at afresh in the kernel and at ztunnel.
+    Why {
+        /// `namespace/name`, a bare name if it is unique, or a uid.
+        pod: String,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", tag = "answer")]
+pub enum AdminReply {
+    /// To [`AdminRequest::Status`].
+    Status(NodeStatus),
+    /// To [`AdminRequest::Why`].
+    Why(PodStatus),
+    /// It could not be answered.
+    Error {
+        /// Why not, and what to do.
+        message: String,
+    },
+}
+
+/// The node as the agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// [`ADMIN_VERSION`]
+    pub version: u32,
+    /// The agent's own version.
+    pub agent_version: String,
+    /// `nodeName`
+    pub node_name: String,
+    /// Whether an ADD can be served now.
+    pub serving: bool,
+    /// `nftables` or `iptables`, and why that one.
+    pub backend: Choice,
+    /// The probe strategy, and why that one.
+    pub probes: Choice,
+    /// The mark guard: `on` or `off`, and why.
+    pub mark_guard: Choice,
+    /// The drift watch: `events` (seen at once) or `sweep` (seen within a second), and why.
+    pub drift_watch: Choice,
+    /// Every ztunnel that is connected, newest first.
+    pub ztunnels: Vec<ZtunnelStatus>,
+    /// Every pod that the agent knows.
+    pub pods: Vec<PodStatus>,
+}
+
+/// Something that was chosen, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// What.
+    pub chosen: String,
+    /// Why: one line, also for what was tried before and failed.
+    pub because: String,
+}
+
+/// One connected ztunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ZtunnelStatus {
+    /// The connection's number, counted from 1 by the agent.
+    pub connection: u64,
+    /// Its process id, as the agent's pid namespace sees it; 0 when it cannot.
+    pub pid: i32,
+    /// Whether it has acknowledged its snapshot.
+    pub ready: bool,
+    /// Its cgroup v2 path, if it could be read.
+    pub cgroup: Option<String>,
+}
+
+/// How a pod stands, in one word. Only [`State::Enabled`] means captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Not in the mesh, by rule.
+    Outside,
+    /// In the mesh by rule, not captured yet; `reason` says what it waits for. The agent keeps trying.
+    Pending,
+    /// Its netns holds exactly the planned rules, ztunnel acknowledged it, and ztunnel's sockets listen.
+    Enabled,
+    /// Leaving: nothing new is captured, proxied connections are being waited for.
+    Draining,
+    /// What was found in the namespace is not what was planned; it is being put right.
+    Drifted,
+}
+
+/// One pod as the agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodStatus {
+    /// `metadata.uid`
+    pub uid: PodUid,
+    /// `metadata.namespace`
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// How it stands.
+    pub state: State,
+    /// Why, in one line.
+    pub reason: String,
+    /// The rule that puts it in the mesh.
+    pub because: Option<Because>,
+    /// The rule that keeps it out.
+    pub outside: Option<Reason>,
+    /// What its annotations ask for.
+    pub overrides: Overrides,
+    /// Its network namespace, when the agent knows it.
+    pub netns: Option<NetnsId>,
+    /// How many connections older than its enrolment keep their path.
+    pub kept_connections: usize,
+    /// How often its namespace was found changed and was put right.
+    pub drift_repairs: u64,
+    /// What was looked at, in the order in which a packet would care. Filled for `why`.
+    #[serde(default)]
+    pub checks: Vec<Check>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub detail: String,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Outside => "outside",
+            Self::Pending => "pending",
+            Self::Enabled => "enabled",
+            Self::Draining => "draining",
+            Self::Drifted => "drifted",
+        })
+    }
+}

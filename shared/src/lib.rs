@@ -1,0 +1,34 @@
+//! The pure core of Sluice: what is said, decided and planned, with no I/O, async, clock or unsafe code.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`contract`] | the numbers, names and paths that belong to ztunnel, istiod and the CNI spec, and ours |
+//! | [`ids`] | small checked values: pod uid, netns id, interface name, mark |
+//! | [`cni`] | the CNI spec as types: netconf, CNI_ARGS, results, errors |
+//! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
+//! | [`membership`] | the file that lets the plugin decide with no agent to ask |
+//! | [`facts`], [`selector`], [`enroll`] | who is in the mesh, and why |
+//! | [`plan`] | what is captured, bypassed, marked and routed for one pod, and the verdict for any packet |
+//! | [`netfilter`] | the plan as rules, neutral between nftables and iptables |
+//! | [`nft`], [`iptables`] | the rules as nf_tables netlink bytes, and as `iptables-restore` text |
+//! | [`op`], [`lower`] | what the kernel seam is asked to do, in which order |
+//! | [`zds`] | ztunnel's ZDS messages as values (the codec lives with the socket, in node-agent) |
+//!
+//! It imports nothing of ours; everything of ours may import it.
+
+pub mod admin;
+pub mod cni;
+pub mod contract;
+pub mod enroll;
+pub mod facts;
+pub mod host;
+pub mod ids;
+pub mod iptables;
+pub mod lower;
+pub mod membership;
+pub mod netfilter;
+pub mod nft;
+pub mod op;
+pub mod plan;
+pub mod selector;
+pub mod wire;

@@ -1,0 +1,52 @@
+//! What the kernel seam is asked to do: effects as data, so that their order and content are tested without root.
+
+use crate::ids::Family;
+
+/// One effect in one network namespace. Each is idempotent: what is there already, or gone already, is success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelOp {
+    /// `ip rule fwmark 0x111/0xfff lookup 100 pref 32764`
+    PolicyRule(Family, Presence),
+    /// `ip route local default dev lo table 100`. An IPv6 route that the namespace cannot have (IPv6 off on `lo`)
+    /// is not an error.
+    LocalRoute(Family, Presence),
+    /// Forget every connection of the namespace, so that none is taken for one that was there before.
+    FlushConntrack,
+    /// One nf_tables transaction.
+    NftBatch(NftBatch),
+    /// One `iptables-restore --noflush` run.
+    IptablesRestore(RestoreScript),
+}
+
+/// Whether something is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Make it so.
+    Present,
+    /// Take it away.
+    Absent,
+}
+
+/// A complete nf_tables transaction: `NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`, ready to send.
+#[derive(Clone, PartialEq, Eq)]
+pub struct NftBatch {
+    /// The netlink messages. Sequence numbers count from 0 (BATCH_BEGIN) without gap, so that an error names its message.
+    pub bytes: Vec<u8>,
+    /// What each message does, by sequence number: for errors.
+    pub labels: Vec<String>,
+}
+
+/// One family's `iptables-restore` input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreScript {
+    /// Which of `iptables-restore` and `ip6tables-restore` reads it.
+    pub family: Family,
+    /// The input, `COMMIT` lines included.
+    pub text: String,
+}
+
+impl std::fmt::Debug for NftBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NftBatch").field("bytes", &self.bytes.len()).field("labels", &self.labels).finish()
+    }
+}

@@ -1,0 +1,139 @@
+//! What happens to one pod's packets, in types, before any backend is named.
+//!
+//! [`RedirectPlan`] is the one description; `netfilter` (and one day eBPF) lowers it. What a plan means is written
+//! down once more, for any packet, as its verdict: the yardstick that every backend is tested against.
+
+use crate::enroll::Overrides;
+use crate::ids::Ifname;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The node's part of every plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectConfig {
+    /// Capture DNS unless the pod's annotation says otherwise.
+    pub dns_capture: bool,
+}
+
+/// What is captured, bypassed, marked and routed in one pod. IPv4 and IPv6 always, whatever the pod's addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedirectPlan {
+    /// Whether new connections are redirected, and which older ones are left alone.
+    pub stage: Stage,
+    /// Redirect plaintext that comes in to port 15006.
+    pub capture_inbound: bool,
+    /// Redirect DNS to port 15053.
+    pub capture_dns: bool,
+    /// What arrives on these interfaces counts as the pod's outbound.
+    pub virtual_interfaces: Vec<Ifname>,
+    /// How the kubelet's probes reach the application in plaintext.
+    pub probe: ProbeDoor,
+    /// Whose sockets may carry ztunnel's mark.
+    pub guard: MarkGuard,
+    /// What happens to opening SYNs to ztunnel's ports while it does not listen.
+    pub hold: Hold,
+}
+
+/// How far a pod's redirection goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Everything that begins is redirected.
+    Redirect(Older),
+    /// The pod is leaving: nothing new is redirected, and what is proxied keeps its marks, rule and route until it
+    /// ends. The NAT chains are empty but there, or the kernel would stop translating live connections.
+    Drain,
+}
+
+/// Connections that are older than the rules, which keep their path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Older {
+    /// There are none: the rules came before the pod's first process.
+    None,
+    /// Any mid-stream packet may belong to one. True at the moment of the commit only: a proxied connection that
+    /// conntrack has forgotten would leak (facts in docs/decisions/0003-kept-connections.md).
+    AnyMidStream,
+    /// Exactly these.
+    Kept(BTreeSet<Flow>),
+}
+
+/// A TCP connection as the pod's own socket sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Flow {
+    /// The pod's end. IPv4-mapped addresses are written as IPv4.
+    pub local: (IpAddr, u16),
+    /// The other end, of the same family.
+    pub remote: (IpAddr, u16),
+}
+
+/// How the kubelet's probes pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeDoor {
+    /// They do not: they are captured like everything else.
+    Closed,
+    /// By the source address that the host's table gives them.
+    Snat {
+        /// For IPv4 pods.
+        v4: Ipv4Addr,
+        /// For IPv6 pods.
+        v6: Ipv6Addr,
+    },
+    /// By the node's own addresses as the pod sees them, to the pod's declared probe ports only.
+    Source {
+        /// Where the node's own connections to the pod come from.
+        addresses: BTreeSet<IpAddr>,
+        /// The declared probe ports; none means that nothing passes.
+        ports: BTreeSet<u16>,
+    },
+}
+
+/// Whose sockets may use ztunnel's mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MarkGuard {
+    /// Anybody's: there is no cgroup v2 tree to tell them apart.
+    Off,
+    /// Only sockets made in one of these cgroups. Empty means nobody's.
+    Cgroups(BTreeSet<CgroupRef>),
+}
+
+/// A cgroup v2 directory, as both backends name it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CgroupRef {
+    /// Its depth below the root that the rules' author sees: `/kubepods/x` has 2. At least 1.
+    pub level: u32,
+    /// Its 64-bit id (the directory's inode).
+    pub id: u64,
+    /// Its path from that root, with no leading slash.
+    pub path: String,
+}
+
+/// What happens to an opening SYN to one of ztunnel's ports that no ztunnel listens on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is dropped, so that the client's retransmit succeeds.
+    Drop,
+    /// It is answered with a reset, so that applications see an error.
+    Reject,
+}
+
+/// The plan for a pod.
+#[must_use]
+pub fn redirect(
+    overrides: &Overrides,
+    config: &RedirectConfig,
+    stage: Stage,
+    probe: ProbeDoor,
+    guard: MarkGuard,
+    hold: Hold,
+) -> RedirectPlan {
+    RedirectPlan {
+        stage,
+        capture_inbound: !overrides.bypass_inbound,
+        capture_dns: overrides.dns_capture.unwrap_or(config.dns_capture),
+        virtual_interfaces: overrides.virtual_interfaces.clone(),
+        // A pod whose inbound is not captured needs no door in it.
+        probe: if overrides.bypass_inbound { ProbeDoor::Closed } else { probe },
+        guard,
+        hold,
+    }
+}
