@@ -1,4 +1,5 @@
 //! The node agent: the doing. What it does is decided and planned in `sluice-shared`.
 
 pub mod kernel;
+pub mod source;
 pub mod zds;

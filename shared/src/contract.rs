@@ -32,7 +32,8 @@ pub const DNS_CT_ZONE: u16 = 1;
 /// The source that host probes are given by the strategy `snat`, IPv4.
 pub const PROBE_SOURCE_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 7, 127);
 /// The source that host probes are given by the strategy `snat`, IPv6.
-pub const PROBE_SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
+pub const PROBE_SOURCE_V6: Ipv6Addr =
+    Ipv6Addr::new(0xfd16, 0x9254, 0x7127, 0x1337, 0xffff, 0xffff, 0xffff, 0xffff);
 
 /// Our one nftables table, family `inet`, in each enrolled pod and, for the strategy `snat`, in the host.
 pub const NFT_TABLE: &str = "sluice";

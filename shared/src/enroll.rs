@@ -96,7 +96,10 @@ pub struct Overrides {
 impl Default for EnrollPolicy {
     /// Istio's default: the pod's label, or the namespace's unless the pod says `none`; kube-system excluded.
     fn default() -> Self {
-        Self { exclude_namespaces: BTreeSet::from(["kube-system".to_owned()]), selectors: default_selectors() }
+        Self {
+            exclude_namespaces: BTreeSet::from(["kube-system".to_owned()]),
+            selectors: default_selectors(),
+        }
     }
 }
 
@@ -161,7 +164,8 @@ pub fn namespace_in_mesh(namespace: &NamespaceFacts, policy: &EnrollPolicy) -> b
 }
 
 fn because(index: usize, pod: &PodFacts, namespace_labels: &StringMap) -> Because {
-    let ambient = |labels: &StringMap| labels.get(LABEL_DATAPLANE_MODE).is_some_and(|mode| mode == MODE_AMBIENT);
+    let ambient =
+        |labels: &StringMap| labels.get(LABEL_DATAPLANE_MODE).is_some_and(|mode| mode == MODE_AMBIENT);
     if ambient(&pod.labels) {
         Because::PodLabel
     } else if ambient(namespace_labels) {
@@ -227,7 +231,9 @@ impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PodLabel => write!(f, "the pod is labelled {LABEL_DATAPLANE_MODE}={MODE_AMBIENT}"),
-            Self::NamespaceLabel => write!(f, "its namespace is labelled {LABEL_DATAPLANE_MODE}={MODE_AMBIENT}"),
+            Self::NamespaceLabel => {
+                write!(f, "its namespace is labelled {LABEL_DATAPLANE_MODE}={MODE_AMBIENT}")
+            }
             Self::Selector(index) => write!(f, "enablementSelectors[{index}] selects it"),
         }
     }

@@ -100,7 +100,8 @@ impl Ifname {
         if value.is_empty() || value.len() > 15 {
             return Err(InvalidId::new("interface name", &value, "it must have 1 to 15 bytes"));
         }
-        if value == "." || value == ".." || value.contains(['/', ':']) || value.contains(char::is_whitespace) {
+        if value == "." || value == ".." || value.contains(['/', ':']) || value.contains(char::is_whitespace)
+        {
             return Err(InvalidId::new("interface name", &value, "no '/', ':' or white space is allowed"));
         }
         if !value.chars().all(|c| c.is_ascii_graphic()) {

@@ -59,7 +59,11 @@ pub enum Fallback {
 
 impl Default for Membership {
     fn default() -> Self {
-        Self { version: MEMBERSHIP_VERSION, when_agent_unavailable: WhenAgentUnavailable::Auto, namespaces: BTreeMap::new() }
+        Self {
+            version: MEMBERSHIP_VERSION,
+            when_agent_unavailable: WhenAgentUnavailable::Auto,
+            namespaces: BTreeMap::new(),
+        }
     }
 }
 
@@ -74,9 +78,13 @@ pub fn without_agent(membership: Option<&Membership>, namespace: &str) -> Fallba
     match (membership.namespaces.get(namespace), membership.when_agent_unavailable) {
         (Some(Standing::In), _) => Fallback::Wait("its namespace is in the mesh"),
         (Some(Standing::Out), _) => Fallback::Pass("its namespace is outside the mesh"),
-        (Some(Standing::Held), Auto | FailClosed) => Fallback::Wait("its namespace has held pods of the mesh"),
+        (Some(Standing::Held), Auto | FailClosed) => {
+            Fallback::Wait("its namespace has held pods of the mesh")
+        }
         (Some(Standing::Held), Pass) => Fallback::Pass("its namespace is outside the mesh by its labels"),
-        (None, FailClosed) => Fallback::Wait("its namespace is not known, and whenAgentUnavailable is fail-closed"),
+        (None, FailClosed) => {
+            Fallback::Wait("its namespace is not known, and whenAgentUnavailable is fail-closed")
+        }
         (None, Auto | Pass) => Fallback::Pass("its namespace is not known to be in the mesh"),
     }
 }

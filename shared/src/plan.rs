@@ -14,11 +14,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct RedirectConfig {
     /// Capture DNS unless the pod's annotation says otherwise.
     pub dns_capture: bool,
+    /// Capture IPv6 too. Off is for kernels without IPv6 netfilter: a pod's IPv6 then bypasses the mesh.
+    pub ipv6: bool,
 }
 
-/// What is captured, bypassed, marked and routed in one pod. IPv4 and IPv6 always, whatever the pod's addresses.
+/// What is captured, bypassed, marked and routed in one pod: both families, whatever the pod's addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedirectPlan {
+    /// Whether IPv6 is captured as IPv4 is.
+    pub ipv6: bool,
     /// Whether new connections are redirected, and which older ones are left alone.
     pub stage: Stage,
     /// Redirect plaintext that comes in to port 15006.
@@ -127,6 +131,7 @@ pub fn redirect(
     hold: Hold,
 ) -> RedirectPlan {
     RedirectPlan {
+        ipv6: config.ipv6,
         stage,
         capture_inbound: !overrides.bypass_inbound,
         capture_dns: overrides.dns_capture.unwrap_or(config.dns_capture),
