@@ -1,6 +1,9 @@
 //! The node agent: the doing. What it does is decided and planned in `sluice-shared`.
 
+pub mod admin;
+pub mod config;
 pub mod kernel;
+pub mod metrics;
 pub mod seqpacket;
 pub mod source;
 pub mod zds;

@@ -26,7 +26,7 @@ pub enum AdminRequest {
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", tag = "answer")]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "answer")]
 pub enum AdminReply {
     /// To [`AdminRequest::Status`].
     Status(NodeStatus),
@@ -34,6 +34,9 @@ pub enum AdminReply {
     Why(PodStatus),
     /// It could not be answered.
     Error {
+        /// Whether it is the pod that is not known, rather than something that failed.
+        #[serde(default)]
+        unknown_pod: bool,
         /// Why not, and what to do.
         message: String,
     },
@@ -146,6 +149,11 @@ pub struct Check {
     pub ok: bool,
     /// What was found.
     pub detail: String,
+}
+
+impl State {
+    /// Every state, in the order in which a pod goes through them.
+    pub const ALL: [Self; 5] = [Self::Outside, Self::Pending, Self::Enabled, Self::Draining, Self::Drifted];
 }
 
 impl std::fmt::Display for State {
