@@ -2,12 +2,29 @@
 //!
 //! The agent writes it (temporary file, fsync, rename, fsync of the directory) whenever it changes; the plugin only
 //! reads it. It names namespaces, not pods, since a pod's labels are not in what a runtime tells a plugin.
+//!
+//! A file that is there and cannot be read is not the same as no file: it proves that the agent has served here, so
+//! any namespace might be in the mesh, and the plugin fails closed ([`with_unreadable_file`]).
 
+use crate::ids::PodRef;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The format's version. A file of another version counts as absent.
+/// The format's version. A file of another version counts as one that cannot be read.
 pub const MEMBERSHIP_VERSION: u32 = 1;
+/// The longest file that is read, in bytes: room for some 20,000 namespaces.
+pub const MAX_MEMBERSHIP_FILE: usize = 4 * 1024 * 1024;
+/// Pods that no mesh may hold back, by namespace and the start of their name, since they are what the mesh is made
+/// of: our agent and ztunnel. The netconf's `exemptPods` adds to them.
+pub const EXEMPT_PODS: [(&str, &str); 5] = [
+    ("sluice-system", "sluice-agent-"),
+    ("kube-system", "sluice-agent-"),
+    ("istio-system", "sluice-agent-"),
+    ("istio-system", "ztunnel-"),
+    ("kube-system", "ztunnel-"),
+];
+/// The namespace that is outside the mesh even when nothing at all is known.
+const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// The whole file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +65,20 @@ pub enum WhenAgentUnavailable {
     Pass,
 }
 
+/// Why the file could not be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    /// Not JSON, or not what the agent writes.
+    #[error("it is not what the agent writes: {0}")]
+    Garbage(String),
+    /// Written by an agent of another time.
+    #[error("it has version {0}, and this plugin reads version {MEMBERSHIP_VERSION}")]
+    Version(u32),
+    /// Longer than [`MAX_MEMBERSHIP_FILE`].
+    #[error("it is longer than {MAX_MEMBERSHIP_FILE} bytes")]
+    TooLong,
+}
+
 /// What the plugin does with no agent to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fallback {
@@ -64,6 +95,44 @@ impl Default for Membership {
             when_agent_unavailable: WhenAgentUnavailable::Auto,
             namespaces: BTreeMap::new(),
         }
+    }
+}
+
+impl Membership {
+    /// Reads the file's bytes.
+    ///
+    /// # Errors
+    /// When they are not a membership file of our version; see [`with_unreadable_file`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, MembershipError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        if bytes.len() > MAX_MEMBERSHIP_FILE {
+            return Err(MembershipError::TooLong);
+        }
+        let garbage = |e: serde_json::Error| MembershipError::Garbage(e.to_string());
+        let Versioned { version } = serde_json::from_slice(bytes).map_err(garbage)?;
+        if version != MEMBERSHIP_VERSION {
+            return Err(MembershipError::Version(version));
+        }
+        serde_json::from_slice(bytes).map_err(garbage)
+    }
+}
+
+/// Whether a pod is one of [`EXEMPT_PODS`].
+#[must_use]
+pub fn is_exempt(pod: &PodRef) -> bool {
+    EXEMPT_PODS.iter().any(|(namespace, prefix)| pod.namespace == *namespace && pod.name.starts_with(prefix))
+}
+
+/// Decides for a pod of `namespace` with no agent to ask and a membership file that is there and cannot be read.
+#[must_use]
+pub fn with_unreadable_file(namespace: &str) -> Fallback {
+    if namespace == SYSTEM_NAMESPACE {
+        Fallback::Pass("its namespace is kube-system")
+    } else {
+        Fallback::Wait("what is in the mesh cannot be read, so its namespace may be")
     }
 }
 
@@ -86,5 +155,74 @@ pub fn without_agent(membership: Option<&Membership>, namespace: &str) -> Fallba
             Fallback::Wait("its namespace is not known, and whenAgentUnavailable is fail-closed")
         }
         (None, Auto | Pass) => Fallback::Pass("its namespace is not known to be in the mesh"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(when: WhenAgentUnavailable) -> Membership {
+        let namespaces = [("in", Standing::In), ("out", Standing::Out), ("held", Standing::Held)];
+        Membership {
+            when_agent_unavailable: when,
+            namespaces: namespaces.map(|(name, standing)| (name.to_owned(), standing)).into(),
+            ..Membership::default()
+        }
+    }
+
+    #[test]
+    fn without_an_agent_by_namespace_and_choice() {
+        use WhenAgentUnavailable::{Auto, FailClosed, Pass};
+        let table = [
+            ("in", Auto, true),
+            ("in", FailClosed, true),
+            ("in", Pass, true),
+            ("out", Auto, false),
+            ("out", FailClosed, false),
+            ("out", Pass, false),
+            ("held", Auto, true),
+            ("held", FailClosed, true),
+            ("held", Pass, false),
+            ("new", Auto, false),
+            ("new", FailClosed, true),
+            ("new", Pass, false),
+        ];
+        for (namespace, when, waits) in table {
+            let fallback = without_agent(Some(&membership(when)), namespace);
+            assert_eq!(matches!(fallback, Fallback::Wait(_)), waits, "{namespace} {when:?}: {fallback:?}");
+        }
+        assert!(matches!(without_agent(None, "in"), Fallback::Pass(_)));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_fails_closed() {
+        assert!(matches!(with_unreadable_file("shop"), Fallback::Wait(_)));
+        assert!(matches!(with_unreadable_file("kube-system"), Fallback::Pass(_)));
+    }
+
+    #[test]
+    fn the_file_is_read_back_and_garbage_is_named() {
+        let written = serde_json::to_vec(&membership(WhenAgentUnavailable::Pass)).unwrap();
+        assert_eq!(Membership::parse(&written), Ok(membership(WhenAgentUnavailable::Pass)));
+        assert_eq!(
+            Membership::parse(br#"{"version":2,"namespaces":["other shape"]}"#),
+            Err(MembershipError::Version(2))
+        );
+        for garbage in
+            [&b""[..], b"{", b"null", b"[]", b"\0\0\0\0", br#"{"version":1,"namespaces":{"a":"maybe"}}"#]
+        {
+            let result = Membership::parse(garbage);
+            assert!(matches!(result, Err(MembershipError::Garbage(_))), "{garbage:?}: {result:?}");
+        }
+        assert_eq!(Membership::parse(&vec![b' '; MAX_MEMBERSHIP_FILE + 1]), Err(MembershipError::TooLong));
+    }
+
+    #[test]
+    fn only_the_meshs_own_pods_are_exempt() {
+        assert!(is_exempt(&PodRef::new("istio-system", "ztunnel-x7k2p")));
+        assert!(is_exempt(&PodRef::new("sluice-system", "sluice-agent-abcde")));
+        assert!(!is_exempt(&PodRef::new("shop", "ztunnel-x7k2p")));
+        assert!(!is_exempt(&PodRef::new("istio-system", "istiod-0")));
     }
 }

@@ -1,8 +1,23 @@
-//! The CNI spec as types.
+//! The CNI spec as types: netconf, `CNI_ARGS`, results and errors. Pure: text in, values out.
+//!
+//! What we pass on (`prevResult`) is never parsed into types of ours and written again: it stays the bytes that the
+//! runtime gave. Source: <https://github.com/containernetworking/cni/blob/main/SPEC.md>, 0.3.0 to 1.1.0.
+
+mod args;
+mod netconf;
+mod result;
+#[cfg(test)]
+mod tests;
+mod version;
+
+pub use args::{ArgsError, PodArgs};
+pub use netconf::{DEFAULT_TIMEOUT, ExemptPod, LogLevel, MAX_TIMEOUT, NetConf, NetConfError, Settings};
+pub use result::{Addresses, CniError, VersionInfo, addresses, empty_result};
+pub use version::SpecVersion;
 
 /// Error codes, as the result's `code`. Below 100 they are the spec's, from 100 on ours (docs/errors.md).
 pub mod code {
-    /// The netconf asks for a spec version that we do not speak.
+    /// The netconf asks for a spec version that we do not speak, or a verb that its version does not have.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
     /// A required environment variable is missing or wrong.
     pub const INVALID_ENVIRONMENT: u32 = 4;

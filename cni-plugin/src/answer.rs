@@ -1,0 +1,124 @@
+//! Stdout belongs to the CNI result: exactly one result or one error object is written there, whatever happens.
+
+use crate::log;
+use sluice_shared::cni::{CniError, LogLevel, NetConfError, SpecVersion, code};
+use std::fmt::Display;
+use std::io;
+use std::os::fd::AsFd;
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a verb that succeeded prints.
+pub enum Answer {
+    /// Nothing: DEL, CHECK, GC, STATUS.
+    Silence,
+    /// These bytes and no others: ADD, VERSION.
+    Print(String),
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// A [`code`].
+    pub code: u32,
+    /// One line: what happened, to what, why, what to do.
+    pub msg: String,
+    /// More, for a log.
+    pub details: String,
+    /// The spec version of the error object: the netconf's, once it is known.
+    pub version: SpecVersion,
+}
+
+/// Whether somebody has begun to write on stdout.
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
+impl Failure {
+    /// A failure with a code and a line.
+    pub fn new(code: u32, msg: impl Display) -> Self {
+        Self { code, msg: msg.to_string(), details: String::new(), version: SpecVersion::LATEST }
+    }
+
+    /// The same, said in the netconf's version.
+    pub fn in_version(self, version: SpecVersion) -> Self {
+        Self { version, ..self }
+    }
+
+    fn object(self) -> String {
+        let error = CniError {
+            cni_version: self.version.to_string(),
+            code: self.code,
+            msg: self.msg,
+            details: self.details,
+        };
+        // A struct of strings and a number cannot fail to serialise; the fallback keeps panics out of this path.
+        serde_json::to_string(&error).unwrap_or_else(|_| format!(r#"{{"code":{}}}"#, code::INTERNAL))
+    }
+}
+
+impl From<NetConfError> for Failure {
+    fn from(e: NetConfError) -> Self {
+        Self::new(e.code(), &e)
+    }
+}
+
+/// Writes the outcome, once, and gives the exit status.
+pub fn deliver(outcome: Result<Answer, Failure>) -> ExitCode {
+    let (text, status) = match outcome {
+        Ok(Answer::Silence) => return ExitCode::SUCCESS,
+        Ok(Answer::Print(text)) => (text, ExitCode::SUCCESS),
+        Err(failure) => (failure.object(), ExitCode::FAILURE),
+    };
+    match claim().then(|| write_all(io::stdout(), text.as_bytes())) {
+        Some(Ok(())) => status,
+        Some(Err(e)) => {
+            log::to_stderr(LogLevel::Error, &format!("cannot write the result to stdout: {e}"));
+            ExitCode::FAILURE
+        }
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// Makes every panic end as an error object with code 104, and never as half a result. A DEL that panics succeeds:
+/// the sandbox goes away all the same, and an error would keep it.
+pub fn turn_panics_into_errors() {
+    std::panic::set_hook(Box::new(|panic| {
+        let msg = describe(panic);
+        log::to_stderr(LogLevel::Error, &log::one_line(&msg));
+        if std::env::var_os("CNI_COMMAND").is_some_and(|verb| verb == "DEL") {
+            std::process::exit(0);
+        }
+        if claim() {
+            let object = Failure::new(code::INTERNAL, msg).object();
+            let _ = write_all(io::stdout(), object.as_bytes());
+        }
+        std::process::exit(1);
+    }));
+}
+
+fn describe(panic: &PanicHookInfo<'_>) -> String {
+    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let said = panic.payload();
+    let said =
+        said.downcast_ref::<&str>().copied().or_else(|| said.downcast_ref::<String>().map(String::as_str));
+    let said = said.unwrap_or("no message");
+    format!("sluice-cni failed inside, at {place}: {said}; please report it (a bug in Sluice)")
+}
+
+/// True for the first caller only.
+fn claim() -> bool {
+    !CLAIMED.swap(true, Ordering::SeqCst)
+}
+
+/// Past Rust's own stdout, whose buffer splits what it writes at newlines.
+fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match nix::unistd::write(&to, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
