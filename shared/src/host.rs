@@ -2,7 +2,10 @@
 //! that the pods' rules let pass. The only rules that Sluice ever writes outside a pod, and optional.
 
 use crate::ids::{Family, PodUid};
+use crate::iptables;
 use crate::lower::Backend;
+use crate::netfilter::{host_by_label, host_by_socket};
+use crate::nft;
 use crate::op::KernelOp;
 use crate::plan::CgroupRef;
 use std::collections::BTreeMap;
@@ -32,7 +35,18 @@ pub enum HostStep<'a> {
 
 /// Lowers a step on the host. Pure.
 #[must_use]
-pub fn lower(_backend: Backend, _step: HostStep<'_>) -> Vec<KernelOp> {
-    let _ = Family::V4;
-    Vec::new()
+pub fn lower(backend: Backend, step: HostStep<'_>) -> Vec<KernelOp> {
+    match (backend, step) {
+        (Backend::Nftables, HostStep::Install(plan)) => {
+            vec![KernelOp::NftBatch(nft::replace(&host_by_label(plan)))]
+        }
+        (Backend::Nftables, HostStep::Remove) => vec![KernelOp::NftBatch(nft::remove())],
+        (Backend::Iptables, HostStep::Install(plan)) => {
+            let scripts = iptables::install(&host_by_socket(plan), &Family::BOTH);
+            scripts.into_iter().map(KernelOp::IptablesRestore).collect()
+        }
+        (Backend::Iptables, HostStep::Remove) => {
+            iptables::delete().into_iter().map(KernelOp::IptablesRestore).collect()
+        }
+    }
 }

@@ -1,6 +1,10 @@
 //! From a plan to what the kernel seam does, in an order that is fixed here and tested without root.
 
-use crate::op::KernelOp;
+use crate::ids::Family;
+use crate::iptables;
+use crate::netfilter::from_plan;
+use crate::nft;
+use crate::op::{KernelOp, Presence};
 use crate::plan::RedirectPlan;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -20,13 +24,17 @@ pub enum Backend {
 pub enum Step<'a> {
     /// Put the plan in force in a namespace that has none of ours yet (or remains of ours that nobody vouches for).
     /// Rule and route come first, then, for a pod that ran before, conntrack is flushed, then the rules commit.
+    ///
+    /// With nftables, remains of the table go in the same transaction. With iptables the namespace must have been
+    /// cleaned: jumps that are there already would be doubled (see [`crate::iptables`]).
     Enroll {
         /// The plan.
         plan: &'a RedirectPlan,
         /// Whether processes of the pod may already have connections.
         live: bool,
     },
-    /// Replace the plan that is in force by this one, in one transaction; conntrack is left alone.
+    /// Replace the plan that is in force by this one, in one transaction; conntrack is left alone. With iptables the
+    /// two plans must agree on `ipv6`.
     Replace(&'a RedirectPlan),
     /// Take everything of ours away: rules, then policy rule and route, then conntrack.
     Remove,
@@ -34,8 +42,60 @@ pub enum Step<'a> {
 
 /// Lowers a step. Pure: the same input gives the same bytes.
 #[must_use]
-pub fn lower(_backend: Backend, _step: Step<'_>) -> Vec<KernelOp> {
-    Vec::new()
+pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
+    match step {
+        Step::Enroll { plan, live } => {
+            let mut ops = routing(families(plan.ipv6), Presence::Present);
+            if live {
+                // An entry from an earlier stay in the mesh would let a new connection with the same tuple bypass it.
+                ops.push(KernelOp::FlushConntrack);
+            }
+            ops.extend(rules(backend, &Rules::Install(plan)));
+            ops
+        }
+        Step::Replace(plan) => rules(backend, &Rules::Refill(plan)),
+        Step::Remove => {
+            let mut ops = rules(backend, &Rules::Delete);
+            ops.extend(routing(&Family::BOTH, Presence::Absent));
+            ops.push(KernelOp::FlushConntrack);
+            ops
+        }
+    }
+}
+
+/// What happens to the rules in a step.
+enum Rules<'a> {
+    Install(&'a RedirectPlan),
+    Refill(&'a RedirectPlan),
+    Delete,
+}
+
+fn rules(backend: Backend, what: &Rules<'_>) -> Vec<KernelOp> {
+    match backend {
+        Backend::Nftables => vec![KernelOp::NftBatch(match what {
+            Rules::Install(plan) | Rules::Refill(plan) => nft::replace(&from_plan(plan)),
+            Rules::Delete => nft::remove(),
+        })],
+        Backend::Iptables => {
+            let scripts = match what {
+                Rules::Install(plan) => iptables::install(&from_plan(plan), families(plan.ipv6)),
+                Rules::Refill(plan) => iptables::refill(&from_plan(plan), families(plan.ipv6)),
+                Rules::Delete => iptables::delete(),
+            };
+            scripts.into_iter().map(KernelOp::IptablesRestore).collect()
+        }
+    }
+}
+
+/// The policy rules, then the routes that they lead to.
+fn routing(families: &[Family], presence: Presence) -> Vec<KernelOp> {
+    let policy = families.iter().map(|family| KernelOp::PolicyRule(*family, presence));
+    let routes = families.iter().map(|family| KernelOp::LocalRoute(*family, presence));
+    policy.chain(routes).collect()
+}
+
+const fn families(ipv6: bool) -> &'static [Family] {
+    if ipv6 { &Family::BOTH } else { &[Family::V4] }
 }
 
 impl fmt::Display for Backend {

@@ -27,7 +27,11 @@ pub enum Presence {
     Absent,
 }
 
-/// A complete nf_tables transaction: `NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`, ready to send.
+/// A complete nf_tables transaction: `NFNL_MSG_BATCH_BEGIN` … `NFNL_MSG_BATCH_END`, ready to send as one datagram.
+///
+/// With thousands of kept connections it has megabytes, more than a socket's default send buffer (`SO_SNDBUFFORCE`).
+/// The last message before `NFNL_MSG_BATCH_END` asks for an acknowledgement, which comes once the transaction has been
+/// committed or thrown away. Every message at fault is answered with an error of its own.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NftBatch {
     /// The netlink messages. Sequence numbers count from 0 (BATCH_BEGIN) without gap, so that an error names its message.
@@ -41,8 +45,23 @@ pub struct NftBatch {
 pub struct RestoreScript {
     /// Which of `iptables-restore` and `ip6tables-restore` reads it.
     pub family: Family,
+    /// What it does, and so what must be there before.
+    pub purpose: RestorePurpose,
     /// The input, `COMMIT` lines included.
     pub text: String,
+}
+
+/// What an `iptables-restore` run does to our chains. Each table commits by itself, NAT last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestorePurpose {
+    /// Makes chains, rules and the jumps to them. Nothing of ours may be there, or jumps are doubled: whoever runs it
+    /// cleans up first.
+    Install,
+    /// Gives the chains that [`RestorePurpose::Install`] made new rules. The jumps are not touched.
+    Refill,
+    /// Takes jumps and chains away. It fails where any of them is gone already: whoever runs it then cleans up one by
+    /// one.
+    Delete,
 }
 
 impl std::fmt::Debug for NftBatch {
