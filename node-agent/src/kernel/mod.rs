@@ -4,6 +4,13 @@
 //! blocking and has two implementations: `linux::LinuxKernel`, named only by the composition root, and
 //! `fake::RecordingKernel` for tests. Callers reach it through [`Pool`], whose threads may enter namespaces.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod fake;
+pub mod linux;
+mod pool;
+
+pub use pool::Pool;
+
 use sluice_shared::ids::NetnsId;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::Flow;

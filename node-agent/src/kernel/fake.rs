@@ -1,0 +1,273 @@
+//! A kernel that remembers what it was asked to do, for tests of whatever sits above the seam.
+//!
+//! Unless told otherwise it behaves like a kernel in which everything works: what was installed last is what an
+//! observation shows, and the ops of [`Step::Remove`] leave nothing behind.
+
+use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use sluice_shared::ids::NetnsId;
+use sluice_shared::lower::{Backend, Step, lower};
+use sluice_shared::op::{KernelOp, Presence};
+use sluice_shared::plan::Flow;
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{Hash, Hasher};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Where ops were carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// In a pod's namespace.
+    Pod(NetnsId),
+    /// In the host's namespace.
+    Host,
+}
+
+/// A [`Kernel`] without a kernel. Clones share their state.
+#[derive(Clone, Default)]
+pub struct RecordingKernel {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    log: Vec<(Place, Vec<KernelOp>)>,
+    failures: VecDeque<(Place, i32)>,
+    delay: Duration,
+    paths: HashMap<PathBuf, NetnsId>,
+    places: BTreeMap<Place, Content>,
+    host_sources: HashMap<IpAddr, IpAddr>,
+    next_inode: u64,
+}
+
+#[derive(Clone, Default)]
+struct Content {
+    rules: Option<Fingerprint>,
+    generation: u32,
+    policy_rule: bool,
+    local_route: bool,
+    listening: BTreeSet<u16>,
+    foreign_nat: Vec<String>,
+    sockets: Vec<TcpSocket>,
+    kept: BTreeSet<Flow>,
+    addresses: Vec<IpAddr>,
+}
+
+impl RecordingKernel {
+    /// A new namespace with a handle on it.
+    #[must_use]
+    pub fn netns(&self) -> Netns {
+        let id = self.new_id();
+        self.handle(id)
+    }
+
+    /// Makes a namespace that [`Kernel::open`] finds at `path`.
+    pub fn netns_at(&self, path: impl Into<PathBuf>) -> NetnsId {
+        let id = self.new_id();
+        self.lock().paths.insert(path.into(), id);
+        id
+    }
+
+    /// What was carried out so far, failed calls included, in order.
+    #[must_use]
+    pub fn log(&self) -> Vec<(Place, Vec<KernelOp>)> {
+        self.lock().log.clone()
+    }
+
+    /// As [`Self::log`], which is empty afterwards.
+    #[must_use]
+    pub fn take_log(&self) -> Vec<(Place, Vec<KernelOp>)> {
+        std::mem::take(&mut self.lock().log)
+    }
+
+    /// Lets the next `run` there fail with `errno`, with no effect. May be said several times, for several runs.
+    pub fn fail_next(&self, place: Place, errno: i32) {
+        self.lock().failures.push_back((place, errno));
+    }
+
+    /// Lets every `run` take this long.
+    pub fn set_delay(&self, delay: Duration) {
+        self.lock().delay = delay;
+    }
+
+    /// Somebody changes our rules behind our back, or takes them away (`None`).
+    pub fn tamper_rules(&self, place: Place, rules: Option<Fingerprint>) {
+        self.with(place, |content| {
+            content.rules = rules;
+            content.generation += 1;
+        });
+    }
+
+    /// Somebody takes the policy rule and the local route away.
+    pub fn tamper_routing(&self, id: NetnsId) {
+        self.with(Place::Pod(id), |content| {
+            content.policy_rule = false;
+            content.local_route = false;
+        });
+    }
+
+    /// The ports on which ztunnel listens there.
+    pub fn set_listening(&self, id: NetnsId, ports: impl IntoIterator<Item = u16>) {
+        let ports = ports.into_iter().collect();
+        self.with(Place::Pod(id), |content| content.listening = ports);
+    }
+
+    /// Foreign tables that translate addresses there.
+    pub fn set_foreign_nat(&self, id: NetnsId, tables: Vec<String>) {
+        self.with(Place::Pod(id), |content| content.foreign_nat = tables);
+    }
+
+    /// The TCP sockets that are there.
+    pub fn set_sockets(&self, id: NetnsId, sockets: Vec<TcpSocket>) {
+        self.with(Place::Pod(id), |content| content.sockets = sockets);
+    }
+
+    /// The connections that the rules in force keep.
+    pub fn set_kept(&self, id: NetnsId, kept: BTreeSet<Flow>) {
+        self.with(Place::Pod(id), |content| content.kept = kept);
+    }
+
+    /// The addresses of the namespace's interfaces.
+    pub fn set_addresses(&self, id: NetnsId, addresses: Vec<IpAddr>) {
+        self.with(Place::Pod(id), |content| content.addresses = addresses);
+    }
+
+    /// From which address the host reaches a pod.
+    pub fn set_host_source(&self, pod_ip: IpAddr, source: IpAddr) {
+        self.lock().host_sources.insert(pod_ip, source);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn new_id(&self) -> NetnsId {
+        let mut state = self.lock();
+        state.next_inode += 1;
+        NetnsId { dev: 4, inode: 4_026_532_000 + state.next_inode }
+    }
+
+    #[expect(clippy::unwrap_used, reason = "a fake for tests: /dev/null is always there")]
+    fn handle(&self, id: NetnsId) -> Netns {
+        Netns::new(std::fs::File::open("/dev/null").unwrap().into(), id)
+    }
+
+    fn with(&self, place: Place, change: impl FnOnce(&mut Content)) {
+        change(self.lock().places.entry(place).or_default());
+    }
+
+    fn content(&self, netns: &Netns) -> Content {
+        self.lock().places.get(&Place::Pod(netns.id())).cloned().unwrap_or_default()
+    }
+
+    fn carry_out(&self, place: Place, ops: &[KernelOp]) -> Result<(), KernelError> {
+        let delay = self.lock().delay;
+        if !delay.is_zero() {
+            std::thread::sleep(delay);
+        }
+        let mut state = self.lock();
+        state.log.push((place, ops.to_vec()));
+        if let Some(index) = state.failures.iter().position(|(failing, _)| *failing == place) {
+            let errno = state.failures.remove(index).map_or(0, |(_, errno)| errno);
+            return Err(KernelError::Call {
+                call: format!("run {} ops in {place:?}", ops.len()),
+                source: io::Error::from_raw_os_error(errno),
+                detail: "scripted".into(),
+            });
+        }
+        let content = state.places.entry(place).or_default();
+        for op in ops {
+            content.carry_out(op);
+        }
+        if removes(ops) {
+            content.rules = None;
+        }
+        Ok(())
+    }
+}
+
+impl Content {
+    fn carry_out(&mut self, op: &KernelOp) {
+        let mut hasher = DefaultHasher::new();
+        match op {
+            KernelOp::PolicyRule(_, presence) => self.policy_rule = *presence == Presence::Present,
+            KernelOp::LocalRoute(_, presence) => self.local_route = *presence == Presence::Present,
+            KernelOp::FlushConntrack => {}
+            KernelOp::NftBatch(batch) => batch.bytes.hash(&mut hasher),
+            KernelOp::IptablesRestore(script) => script.text.hash(&mut hasher),
+        }
+        if matches!(op, KernelOp::NftBatch(_) | KernelOp::IptablesRestore(_)) {
+            self.rules = Some(Fingerprint(hasher.finish()));
+            self.generation += 1;
+        }
+    }
+}
+
+fn removes(ops: &[KernelOp]) -> bool {
+    !ops.is_empty()
+        && [Backend::Nftables, Backend::Iptables].iter().any(|backend| lower(*backend, Step::Remove) == ops)
+}
+
+impl Kernel for RecordingKernel {
+    fn open(&self, path: &Path) -> Result<Netns, KernelError> {
+        let id = self.lock().paths.get(path).copied();
+        id.map(|id| self.handle(id)).ok_or_else(|| KernelError::NotANetns {
+            what: path.display().to_string(),
+            why: "no such file or directory".into(),
+        })
+    }
+
+    /// Takes any descriptor: its own device and inode are the namespace's identity.
+    fn adopt(&self, fd: OwnedFd) -> Result<Netns, KernelError> {
+        let stat = nix::sys::stat::fstat(&fd).map_err(|errno| KernelError::NotANetns {
+            what: "the descriptor".into(),
+            why: errno.desc().into(),
+        })?;
+        Ok(Netns::new(fd, NetnsId { dev: stat.st_dev, inode: stat.st_ino }))
+    }
+
+    fn run(&self, netns: &Netns, ops: &[KernelOp]) -> Result<(), KernelError> {
+        self.carry_out(Place::Pod(netns.id()), ops)
+    }
+
+    fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError> {
+        self.carry_out(Place::Host, ops)
+    }
+
+    fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
+        let content = self.content(netns);
+        Ok(Observation {
+            rules: content.rules,
+            generation: content.generation,
+            policy_rule: content.policy_rule,
+            local_route: content.local_route,
+            listening: content.listening,
+            foreign_nat: content.foreign_nat,
+        })
+    }
+
+    fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
+        Ok(self.lock().places.get(&Place::Host).and_then(|content| content.rules))
+    }
+
+    fn sockets(&self, netns: &Netns) -> Result<Vec<TcpSocket>, KernelError> {
+        Ok(self.content(netns).sockets)
+    }
+
+    fn kept_flows(&self, netns: &Netns) -> Result<BTreeSet<Flow>, KernelError> {
+        Ok(self.content(netns).kept)
+    }
+
+    fn addresses(&self, netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
+        Ok(self.content(netns).addresses)
+    }
+
+    fn host_source_for(&self, pod_ip: IpAddr) -> Result<IpAddr, KernelError> {
+        let known = self.lock().host_sources.get(&pod_ip).copied();
+        Ok(known.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))))
+    }
+}
