@@ -25,8 +25,7 @@ pub enum Step<'a> {
     /// Put the plan in force in a namespace that has none of ours yet (or remains of ours that nobody vouches for).
     /// Rule and route come first, then, for a pod that ran before, conntrack is flushed, then the rules commit.
     ///
-    /// With nftables, remains of the table go in the same transaction. With iptables the namespace must have been
-    /// cleaned: jumps that are there already would be doubled (see [`crate::iptables`]).
+    /// Remains of ours go first: with nftables in the same transaction, with iptables by [`KernelOp::ClearIptables`].
     Enroll {
         /// The plan.
         plan: &'a RedirectPlan,
@@ -36,6 +35,9 @@ pub enum Step<'a> {
     /// Replace the plan that is in force by this one, in one transaction; conntrack is left alone. With iptables the
     /// two plans must agree on `ipv6`.
     Replace(&'a RedirectPlan),
+    /// The plan is in force, but somebody has changed what is there: put everything back. Connections that began past
+    /// the rules meanwhile are forgotten, so that their packets meet the rules; proxied ones live on.
+    Repair(&'a RedirectPlan),
     /// Take everything of ours away: rules, then policy rule and route, then conntrack.
     Remove,
 }
@@ -51,6 +53,12 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
                 ops.push(KernelOp::FlushConntrack);
             }
             ops.extend(rules(backend, &Rules::Install(plan)));
+            ops
+        }
+        Step::Repair(plan) => {
+            let mut ops = routing(families(plan.ipv6), Presence::Present);
+            ops.extend(rules(backend, &Rules::Install(plan)));
+            ops.push(KernelOp::ForgetDirect);
             ops
         }
         Step::Replace(plan) => rules(backend, &Rules::Refill(plan)),
@@ -77,12 +85,13 @@ fn rules(backend: Backend, what: &Rules<'_>) -> Vec<KernelOp> {
             Rules::Delete => nft::remove(),
         })],
         Backend::Iptables => {
-            let scripts = match what {
-                Rules::Install(plan) => iptables::install(&from_plan(plan), families(plan.ipv6)),
-                Rules::Refill(plan) => iptables::refill(&from_plan(plan), families(plan.ipv6)),
-                Rules::Delete => iptables::delete(),
+            let (clear, scripts) = match what {
+                Rules::Install(plan) => (true, iptables::install(&from_plan(plan), families(plan.ipv6))),
+                Rules::Refill(plan) => (false, iptables::refill(&from_plan(plan), families(plan.ipv6))),
+                Rules::Delete => (true, Vec::new()),
             };
-            scripts.into_iter().map(KernelOp::IptablesRestore).collect()
+            let clear = clear.then_some(KernelOp::ClearIptables);
+            clear.into_iter().chain(scripts.into_iter().map(KernelOp::IptablesRestore)).collect()
         }
     }
 }

@@ -12,6 +12,11 @@ pub enum KernelOp {
     LocalRoute(Family, Presence),
     /// Forget every connection of the namespace, so that none is taken for one that was there before.
     FlushConntrack,
+    /// Forget the TCP connections that nobody translates and that did not come through ztunnel: what a repair must
+    /// not let live, while proxied connections keep their translation.
+    ForgetDirect,
+    /// Take every chain of ours, and every jump to one, out of iptables, whatever part of them is there.
+    ClearIptables,
     /// One nf_tables transaction.
     NftBatch(NftBatch),
     /// One `iptables-restore --noflush` run.

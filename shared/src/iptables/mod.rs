@@ -15,9 +15,3 @@ pub fn install(_rules: &Ruleset, _families: &[Family]) -> Vec<RestoreScript> {
 pub fn refill(_rules: &Ruleset, _families: &[Family]) -> Vec<RestoreScript> {
     Vec::new()
 }
-
-/// Not there yet.
-#[must_use]
-pub fn delete() -> Vec<RestoreScript> {
-    Vec::new()
-}
