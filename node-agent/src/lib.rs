@@ -4,6 +4,8 @@ pub mod admin;
 pub mod config;
 pub mod kernel;
 pub mod metrics;
+pub mod names;
 pub mod seqpacket;
 pub mod source;
+pub mod yaml;
 pub mod zds;

@@ -54,6 +54,9 @@ pub struct NodeStatus {
     pub node_name: String,
     /// Whether an ADD can be served now.
     pub serving: bool,
+    /// Where pods and namespaces come from, and what is wrong there.
+    #[serde(default)]
+    pub source: SourceStatus,
     /// `nftables` or `iptables`, and why that one.
     pub backend: Choice,
     /// The probe strategy, and why that one.
@@ -66,6 +69,15 @@ pub struct NodeStatus {
     pub ztunnels: Vec<ZtunnelStatus>,
     /// Every pod that the agent knows.
     pub pods: Vec<PodStatus>,
+}
+
+/// Where the agent's knowledge of pods comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `file /etc/sluice/pods.yaml`
+    pub from: String,
+    /// What is wrong there now: what it said before stays in force.
+    pub problem: Option<String>,
 }
 
 /// Something that was chosen, and why.

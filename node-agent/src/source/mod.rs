@@ -1,5 +1,8 @@
 //! Where events come from. Nothing here decides: sources say what they saw, as one type, and the reconciler acts.
 
+pub mod cni;
+pub mod file;
+
 use sluice_shared::facts::{NamespaceFacts, PodFacts};
 use sluice_shared::ids::PodUid;
 use sluice_shared::wire::{Reply, Verb};
