@@ -43,10 +43,9 @@ pub fn lower(backend: Backend, step: HostStep<'_>) -> Vec<KernelOp> {
         (Backend::Nftables, HostStep::Remove) => vec![KernelOp::NftBatch(nft::remove())],
         (Backend::Iptables, HostStep::Install(plan)) => {
             let scripts = iptables::install(&host_by_socket(plan), &Family::BOTH);
-            scripts.into_iter().map(KernelOp::IptablesRestore).collect()
+            let clear = std::iter::once(KernelOp::ClearIptables);
+            clear.chain(scripts.into_iter().map(KernelOp::IptablesRestore)).collect()
         }
-        (Backend::Iptables, HostStep::Remove) => {
-            iptables::delete().into_iter().map(KernelOp::IptablesRestore).collect()
-        }
+        (Backend::Iptables, HostStep::Remove) => vec![KernelOp::ClearIptables],
     }
 }
