@@ -122,7 +122,10 @@ fn carry_out(ops: &[KernelOp]) -> Result<(), KernelError> {
                 conntrack::flush(foreign)?;
             }
             KernelOp::NftBatch(batch) => nft::commit(batch)?,
-            KernelOp::IptablesRestore(_) => return Err(not_yet("run iptables-restore")),
+            KernelOp::ForgetDirect => return Err(not_yet("forget direct connections")),
+            KernelOp::IptablesRestore(_) | KernelOp::ClearIptables => {
+                return Err(not_yet("run iptables-restore"));
+            }
         }
     }
     Ok(())
