@@ -2,8 +2,8 @@
 //! that the pods' rules let pass. The only rules that Sluice ever writes outside a pod, and optional.
 
 use crate::ids::{Family, PodUid};
-use crate::iptables;
-use crate::lower::Backend;
+use crate::iptables::{self, Skeleton};
+use crate::lower::{Backend, iptables_ops};
 use crate::netfilter::{host_by_label, host_by_socket};
 use crate::nft;
 use crate::op::KernelOp;
@@ -27,8 +27,11 @@ pub struct HostPlan {
 /// What is done to the host's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostStep<'a> {
-    /// Make the table exactly this, in one transaction.
+    /// Make the table exactly this, in one transaction, whatever was there. With iptables, what was there is cleaned
+    /// up before: use [`HostStep::Replace`] where the table is known to be ours and whole.
     Install(&'a HostPlan),
+    /// Replace the plan that is in force by this one, in one transaction.
+    Replace(&'a HostPlan),
     /// Take it away.
     Remove,
 }
@@ -36,16 +39,19 @@ pub enum HostStep<'a> {
 /// Lowers a step on the host. Pure.
 #[must_use]
 pub fn lower(backend: Backend, step: HostStep<'_>) -> Vec<KernelOp> {
-    match (backend, step) {
-        (Backend::Nftables, HostStep::Install(plan)) => {
-            vec![KernelOp::NftBatch(nft::replace(&host_by_label(plan)))]
-        }
-        (Backend::Nftables, HostStep::Remove) => vec![KernelOp::NftBatch(nft::remove())],
-        (Backend::Iptables, HostStep::Install(plan)) => {
-            let scripts = iptables::install(&host_by_socket(plan), &Family::BOTH);
-            let clear = std::iter::once(KernelOp::ClearIptables);
-            clear.chain(scripts.into_iter().map(KernelOp::IptablesRestore)).collect()
-        }
-        (Backend::Iptables, HostStep::Remove) => vec![KernelOp::ClearIptables],
+    match backend {
+        Backend::Nftables => vec![KernelOp::NftBatch(match step {
+            HostStep::Install(plan) | HostStep::Replace(plan) => nft::replace(&host_by_label(plan)),
+            HostStep::Remove => nft::remove(),
+        })],
+        Backend::Iptables => match step {
+            HostStep::Install(plan) => {
+                iptables_ops(true, iptables::install(&host_by_socket(plan), Skeleton::Host, &Family::BOTH))
+            }
+            HostStep::Replace(plan) => {
+                iptables_ops(false, iptables::refill(&host_by_socket(plan), Skeleton::Host, &Family::BOTH))
+            }
+            HostStep::Remove => iptables_ops(true, Vec::new()),
+        },
     }
 }

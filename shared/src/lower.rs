@@ -1,10 +1,10 @@
 //! From a plan to what the kernel seam does, in an order that is fixed here and tested without root.
 
 use crate::ids::Family;
-use crate::iptables;
+use crate::iptables::{self, Skeleton};
 use crate::netfilter::from_plan;
 use crate::nft;
-use crate::op::{KernelOp, Presence};
+use crate::op::{KernelOp, Presence, RestoreScript};
 use crate::plan::RedirectPlan;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -84,16 +84,23 @@ fn rules(backend: Backend, what: &Rules<'_>) -> Vec<KernelOp> {
             Rules::Install(plan) | Rules::Refill(plan) => nft::replace(&from_plan(plan)),
             Rules::Delete => nft::remove(),
         })],
-        Backend::Iptables => {
-            let (clear, scripts) = match what {
-                Rules::Install(plan) => (true, iptables::install(&from_plan(plan), families(plan.ipv6))),
-                Rules::Refill(plan) => (false, iptables::refill(&from_plan(plan), families(plan.ipv6))),
-                Rules::Delete => (true, Vec::new()),
-            };
-            let clear = clear.then_some(KernelOp::ClearIptables);
-            clear.into_iter().chain(scripts.into_iter().map(KernelOp::IptablesRestore)).collect()
-        }
+        Backend::Iptables => match what {
+            Rules::Install(plan) => {
+                let scripts = iptables::install(&from_plan(plan), Skeleton::Pod, families(plan.ipv6));
+                iptables_ops(true, scripts)
+            }
+            Rules::Refill(plan) => {
+                iptables_ops(false, iptables::refill(&from_plan(plan), Skeleton::Pod, families(plan.ipv6)))
+            }
+            Rules::Delete => iptables_ops(true, Vec::new()),
+        },
     }
+}
+
+/// The scripts, after a clean-up or not.
+pub(crate) fn iptables_ops(clear: bool, scripts: Vec<RestoreScript>) -> Vec<KernelOp> {
+    let clear = clear.then_some(KernelOp::ClearIptables);
+    clear.into_iter().chain(scripts.into_iter().map(KernelOp::IptablesRestore)).collect()
 }
 
 /// The policy rules, then the routes that they lead to.

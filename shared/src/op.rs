@@ -45,28 +45,13 @@ pub struct NftBatch {
     pub labels: Vec<String>,
 }
 
-/// One family's `iptables-restore` input.
+/// One family's `iptables-restore` input. Each table commits by itself, NAT last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreScript {
     /// Which of `iptables-restore` and `ip6tables-restore` reads it.
     pub family: Family,
-    /// What it does, and so what must be there before.
-    pub purpose: RestorePurpose,
     /// The input, `COMMIT` lines included.
     pub text: String,
-}
-
-/// What an `iptables-restore` run does to our chains. Each table commits by itself, NAT last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RestorePurpose {
-    /// Makes chains, rules and the jumps to them. Nothing of ours may be there, or jumps are doubled: whoever runs it
-    /// cleans up first.
-    Install,
-    /// Gives the chains that [`RestorePurpose::Install`] made new rules. The jumps are not touched.
-    Refill,
-    /// Takes jumps and chains away. It fails where any of them is gone already: whoever runs it then cleans up one by
-    /// one.
-    Delete,
 }
 
 impl std::fmt::Debug for NftBatch {
