@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod config;
+pub mod health;
 pub mod kernel;
 pub mod metrics;
 pub mod names;
 pub mod seqpacket;
 pub mod source;
+pub mod telemetry;
 pub mod yaml;
 pub mod zds;

@@ -23,8 +23,14 @@ const CONTROL_SPACE: usize = 64;
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixSeqpacketListener,
+    file: SocketFile,
+}
+
+/// The file of a listening socket: removed when this is dropped, if it is still the one that was made.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
     path: PathBuf,
-    file: (u64, u64),
+    id: (u64, u64),
 }
 
 /// One accepted connection.
@@ -97,28 +103,13 @@ impl Listener {
     /// # Errors
     /// When something other than a dead socket is in the way, or a call fails: the path, the call and the errno.
     pub fn bind(path: &Path, mode: u32, dir_mode: u32) -> Result<Self, ListenError> {
-        let failed =
-            |call| move |source: io::Error| ListenError::Call { path: path.to_owned(), call, source };
-        let address = UnixAddr::new(path).map_err(io::Error::from).map_err(failed("socket path"))?;
-        if let Some(parent) = path.parent() {
-            let mut builder = DirBuilder::new();
-            builder.recursive(true).mode(dir_mode).create(parent).map_err(failed("create directory"))?;
-        }
-        remove_stale(path, &address)?;
-        let socket = seqpacket_socket().map_err(failed("socket"))?;
-        // Before bind, so that the file never has more than these bits; and after it, as bind applies the umask.
-        nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::from_bits_truncate(mode))
-            .map_err(io::Error::from)
-            .map_err(failed("fchmod"))?;
-        nix::sys::socket::bind(socket.as_raw_fd(), &address)
-            .map_err(io::Error::from)
-            .map_err(failed("bind"))?;
-        std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
-        let meta = std::fs::symlink_metadata(path).map_err(failed("stat"))?;
-        let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(failed("listen"))?;
-        nix::sys::socket::listen(&socket, backlog).map_err(io::Error::from).map_err(failed("listen"))?;
-        let socket = UnixSeqpacketListener::try_from(socket).map_err(failed("register with the runtime"))?;
-        Ok(Self { socket, path: path.to_owned(), file: (meta.dev(), meta.ino()) })
+        let (socket, file) = listen(path, SockType::SeqPacket, mode, dir_mode)?;
+        let socket = UnixSeqpacketListener::try_from(socket).map_err(|source| ListenError::Call {
+            path: path.to_owned(),
+            call: "register with the runtime",
+            source,
+        })?;
+        Ok(Self { socket, file })
     }
 
     /// Waits for a connection.
@@ -132,14 +123,14 @@ impl Listener {
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 }
 
-impl Drop for Listener {
+impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours =
-            std::fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.file);
+            std::fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id);
         if ours {
             // Nothing is lost if it stays: the next start finds that nobody answers there.
             drop(std::fs::remove_file(&self.path));
@@ -208,14 +199,41 @@ impl AsFd for Conn {
     }
 }
 
-fn seqpacket_socket() -> io::Result<OwnedFd> {
+/// Makes a socket that listens at `path`, not blocking and close-on-exec: [`Listener::bind`] for any type of socket.
+pub(crate) fn listen(
+    path: &Path,
+    kind: SockType,
+    mode: u32,
+    dir_mode: u32,
+) -> Result<(OwnedFd, SocketFile), ListenError> {
+    let failed = |call| move |source: io::Error| ListenError::Call { path: path.to_owned(), call, source };
+    let address = UnixAddr::new(path).map_err(io::Error::from).map_err(failed("socket path"))?;
+    if let Some(parent) = path.parent() {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(dir_mode).create(parent).map_err(failed("create directory"))?;
+    }
+    remove_stale(path, &address, kind)?;
+    let socket = unix_socket(kind).map_err(failed("socket"))?;
+    // Before bind, so that the file never has more than these bits; and after it, as bind applies the umask.
+    nix::sys::stat::fchmod(&socket, nix::sys::stat::Mode::from_bits_truncate(mode))
+        .map_err(io::Error::from)
+        .map_err(failed("fchmod"))?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &address).map_err(io::Error::from).map_err(failed("bind"))?;
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
+    let meta = std::fs::symlink_metadata(path).map_err(failed("stat"))?;
+    let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(failed("listen"))?;
+    nix::sys::socket::listen(&socket, backlog).map_err(io::Error::from).map_err(failed("listen"))?;
+    Ok((socket, SocketFile { path: path.to_owned(), id: (meta.dev(), meta.ino()) }))
+}
+
+fn unix_socket(kind: SockType) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    Ok(nix::sys::socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
+    Ok(nix::sys::socket::socket(AddressFamily::Unix, kind, flags, None)?)
 }
 
 /// Removes a socket file that no process listens on. `connect` tells: `ECONNREFUSED` means that the file has no socket
 /// behind it (unix(7)); anything else but `ENOENT` means that it has.
-fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenError> {
+fn remove_stale(path: &Path, address: &UnixAddr, socket_type: SockType) -> Result<(), ListenError> {
     let failed = |call| move |source: io::Error| ListenError::Call { path: path.to_owned(), call, source };
     let kind = match std::fs::symlink_metadata(path) {
         Ok(meta) => meta.file_type(),
@@ -232,7 +250,7 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), ListenError> {
         };
         return Err(ListenError::NotASocket { path: path.to_owned(), what });
     }
-    let probe = seqpacket_socket().map_err(failed("socket"))?;
+    let probe = unix_socket(socket_type).map_err(failed("socket"))?;
     match nix::sys::socket::connect(probe.as_raw_fd(), address) {
         Err(nix::errno::Errno::ECONNREFUSED) => match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -1,5 +1,8 @@
 //! The admin socket: `sluicectl` asks, the agent answers. A stream, one JSON line each way, root only.
 
+mod server;
+
+pub use server::Server;
 use sluice_shared::admin::{NodeStatus, PodStatus};
 use std::future::Future;
 

@@ -1,7 +1,21 @@
 //! The agent's configuration: one table of keys, read from defaults, a YAML file, the environment and flags.
 //!
-//! [`Config`] is what the rest of the agent sees: resolved, checked, typed.
+//! Two levels: [`RawConfig`] is exactly what was written, each value with its origin; [`Config`] is what the rest of the
+//! agent sees: resolved, checked, typed.
 
+mod args;
+mod env;
+mod keys;
+mod print;
+mod raw;
+mod resolve;
+mod value;
+
+use crate::yaml::Mistake;
+pub use args::{Invocation, Mode};
+pub use env::{Env, ProcessEnv};
+pub use print::{in_force, reference};
+pub use raw::{Origin, RawConfig, Setting};
 use sluice_shared::enroll::{EnablementSelector, EnrollPolicy};
 use sluice_shared::membership::WhenAgentUnavailable;
 use sluice_shared::plan::RedirectConfig;
@@ -135,6 +149,45 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What is wrong with the configuration: it ends the agent at start, with exit code 64 (`EX_USAGE`, sysexits.h).
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no YAML, or has a key that does not exist.
+    #[error("{}: {mistake}", path.display())]
+    Yaml {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and where.
+        mistake: Mistake,
+    },
+    /// A value is not one that its key takes.
+    #[error("{place}; allowed: {allowed}")]
+    Invalid {
+        /// Where it is, which key, what is wrong.
+        place: String,
+        /// What the key takes.
+        allowed: String,
+    },
+    /// A value is right by itself, and cannot be used here.
+    #[error("{origin}: {key}: {why}")]
+    Refused {
+        /// Where it is.
+        origin: Origin,
+        /// Which key.
+        key: String,
+        /// Why not, and what to do.
+        why: String,
+    },
 }
 
 impl Config {
