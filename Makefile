@@ -1,0 +1,73 @@
+# Every command that a person or CI runs. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The static plugin: what tests, demo and lab put into their chains is what goes onto a node.
+export SLUICE_CNI := $(CURDIR)/target/plugin/sluice-cni
+export SLUICE_BIN_DIR := $(CURDIR)/target/debug
+# A real ztunnel in place of the stand-in: make demo ZTUNNEL=/path/to/ztunnel
+export ZTUNNEL
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F '\t' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+
+.PHONY: setup
+setup: ## Install what is missing on this machine (Debian packages, the musl target)
+	@ci/setup
+
+.PHONY: build
+build: plugin ## Build every program, for debugging, and the static plugin
+	cargo build --workspace --bins
+
+.PHONY: plugin
+plugin: ## Build the static plugin into target/plugin, and check its size
+	@ci/plugin
+
+.PHONY: check
+check: fmt clippy unit walls deny ## All that needs no root and no namespaces
+
+.PHONY: fmt
+fmt: ## Check the layout of the sources
+	cargo fmt --all --check
+
+.PHONY: clippy
+clippy: ## Lint everything; a warning is an error
+	cargo clippy --workspace --all-targets -- -D warnings
+
+.PHONY: unit
+unit: ## Unit and property tests
+	cargo test --workspace --lib --bins
+	cargo test -p sluice-shared
+
+.PHONY: walls
+walls: ## Check who imports whom
+	@ci/walls
+
+.PHONY: deny
+deny: ## Check licences, bans and sources of the dependencies
+	@ci/deny
+
+.PHONY: test
+test: setup check build namespaces ## check, and everything in network namespaces (needs root)
+	@echo "make test: everything passed"
+
+.PHONY: namespaces
+namespaces: build ## Only the tests in network namespaces (needs root)
+	cargo test --workspace --exclude sluice-shared --test '*' --no-fail-fast
+
+.PHONY: demo
+demo: setup build ## Show pods, ztunnel and packets on this machine, and write target/reports/demo.json (needs root)
+	$(SLUICE_BIN_DIR)/sluice-lab demo
+
+.PHONY: lab
+lab: setup build ## Open a shell in the lab (needs root)
+	$(SLUICE_BIN_DIR)/sluice-lab shell
+
+.PHONY: bench-plugin
+bench-plugin: plugin ## Measure one ADD of the static plugin, from spawn to exit
+	cargo bench --quiet -p sluice-cni --profile dev --bench add
