@@ -83,8 +83,8 @@ pub fn deliver(outcome: Result<Answer, Failure>) -> ExitCode {
 /// the sandbox goes away all the same, and an error would keep it.
 pub fn turn_panics_into_errors() {
     std::panic::set_hook(Box::new(|panic| {
-        let msg = describe(panic);
-        log::to_stderr(LogLevel::Error, &log::one_line(&msg));
+        let msg = log::one_line(&describe(panic));
+        log::to_stderr(LogLevel::Error, &msg);
         if std::env::var_os("CNI_COMMAND").is_some_and(|verb| verb == "DEL") {
             std::process::exit(0);
         }
@@ -121,4 +121,76 @@ fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Output};
+
+    /// Runs one of the tests below in a process of its own, since a panic ends it.
+    fn in_a_process_of_its_own(test: &str, verb: &str) -> Output {
+        Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                &format!("answer::tests::{test}"),
+                "--ignored",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env("CNI_COMMAND", verb)
+            .output()
+            .unwrap()
+    }
+
+    /// The lines of stdout that are ours and not the test runner's.
+    fn objects(output: &Output) -> Vec<CniError> {
+        let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+        let begins = stdout.match_indices("{\"cniVersion\"").map(|(at, _)| at);
+        begins.map(|at| serde_json::from_str(&stdout[at..]).unwrap()).collect()
+    }
+
+    #[test]
+    #[ignore = "run by a_panic_becomes_one_error_object"]
+    fn panics() {
+        turn_panics_into_errors();
+        panic!("the \"quoted\"\nreason");
+    }
+
+    #[test]
+    #[ignore = "run by a_panic_after_the_result_prints_nothing_more"]
+    fn panics_after_the_result() {
+        turn_panics_into_errors();
+        let _ = deliver(Err(Failure::new(code::TRY_AGAIN_LATER, "first")));
+        panic!("second");
+    }
+
+    #[test]
+    fn a_panic_becomes_one_error_object() {
+        let output = in_a_process_of_its_own("panics", "ADD");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let [error] = &objects(&output)[..] else { panic!("{output:?}") };
+        assert_eq!(error.code, code::INTERNAL);
+        assert!(
+            error.msg.contains(r#"the "quoted"\u{a}reason"#) && error.msg.contains("answer.rs"),
+            "{error:?}"
+        );
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.matches("sluice-cni: error: ").count(), 1, "{stderr}");
+    }
+
+    #[test]
+    fn a_panic_after_the_result_prints_nothing_more() {
+        let output = in_a_process_of_its_own("panics_after_the_result", "ADD");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let [error] = &objects(&output)[..] else { panic!("{output:?}") };
+        assert_eq!(error.msg, "first");
+    }
+
+    #[test]
+    fn a_del_that_panics_succeeds_and_prints_nothing() {
+        let output = in_a_process_of_its_own("panics", "DEL");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(objects(&output).is_empty(), "{output:?}");
+    }
 }

@@ -76,3 +76,16 @@ pub fn one_line(text: &str) -> String {
     }
     line
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_stays_one_line() {
+        assert_eq!(one_line("plain – ünïcode"), "plain – ünïcode");
+        assert_eq!(one_line("a\nb\r\u{1b}[2J\u{0}"), "a\\u{a}b\\u{d}\\u{1b}[2J\\u{0}");
+        assert_eq!(one_line("\u{202e}\u{2028}\u{85}"), "\\u{202e}\\u{2028}\\u{85}");
+        assert_eq!(one_line(&"x".repeat(MAX_LINE + 1)).len(), MAX_LINE);
+    }
+}

@@ -1,0 +1,107 @@
+//! What istiod would tell ztunnel, as the file that ztunnel reads without istiod (`LOCAL_XDS_PATH`).
+
+use super::pod::PodSpec;
+use anyhow::Result;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// The mesh as ztunnel is told of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Mesh {
+    workloads: Vec<Workload>,
+    services: Vec<Service>,
+    policies: Vec<()>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Workload {
+    uid: String,
+    name: String,
+    namespace: String,
+    service_account: String,
+    trust_domain: &'static str,
+    workload_ips: Vec<IpAddr>,
+    protocol: &'static str,
+    node: String,
+    network: &'static str,
+    services: BTreeMap<String, BTreeMap<u16, u16>>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Service {
+    name: String,
+    namespace: String,
+    hostname: String,
+    vips: Vec<String>,
+    ports: BTreeMap<u16, u16>,
+}
+
+impl Mesh {
+    /// Adds a pod. `meshed` says whether peers reach it over HBONE.
+    #[must_use]
+    pub fn workload(mut self, node: &str, pod: &PodSpec, ips: &[IpAddr], meshed: bool) -> Self {
+        let facts = &pod.facts;
+        self.workloads.push(Workload {
+            uid: format!("lab//v1/Pod/{}/{}", facts.namespace, facts.name),
+            name: facts.name.clone(),
+            namespace: facts.namespace.clone(),
+            service_account: facts.service_account.clone(),
+            trust_domain: "cluster.local",
+            workload_ips: ips.to_vec(),
+            protocol: if meshed { "HBONE" } else { "TCP" },
+            node: node.to_owned(),
+            network: "",
+            services: BTreeMap::new(),
+        });
+        self
+    }
+
+    /// Adds a service of the pod that was added last.
+    #[must_use]
+    pub fn service(mut self, name: &str, vips: &[IpAddr], port: u16, target: u16) -> Self {
+        let Some(workload) = self.workloads.last_mut() else { return self };
+        let ports = BTreeMap::from([(port, target)]);
+        let namespace = workload.namespace.clone();
+        let hostname = hostname(name, &namespace);
+        workload.services.insert(format!("{namespace}/{hostname}"), ports.clone());
+        let vips = vips.iter().map(|vip| format!("/{vip}")).collect();
+        self.services.push(Service { name: name.to_owned(), namespace, hostname, vips, ports });
+        self
+    }
+
+    /// Writes the file whole, by rename.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        super::write_whole(path, &serde_norway::to_string(self)?)
+    }
+}
+
+/// A service's full name.
+#[must_use]
+pub fn hostname(name: &str, namespace: &str) -> String {
+    format!("{name}.{namespace}.svc.cluster.local")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_numbers_and_every_workload_has_services() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mesh = Mesh::default()
+            .workload("node1", &PodSpec::new("demo", "a"), &[ip("10.77.1.2")], true)
+            .service("echo", &[ip("10.96.0.10")], 80, 8080)
+            .workload("node1", &PodSpec::new("demo", "b"), &[], false);
+        let text = serde_norway::to_string(&mesh).unwrap();
+        assert!(text.contains("80: 8080"), "{text}");
+        assert!(text.contains("services: {}"), "{text}");
+        assert!(text.contains("demo/echo.demo.svc.cluster.local"), "{text}");
+    }
+}
