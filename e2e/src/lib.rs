@@ -1,4 +1,9 @@
 //! The end-to-end room: what the tests and the demo are made of. It drives the real binaries as black boxes, and
 //! imports `sluice-shared` only.
+//!
+//! [`lab`] is nodes, pods and an outside world as network namespaces on one machine, with real CNI plugins and real
+//! packets, inside one private outer namespace, so that nothing of it is left, also after a crash. [`ztunnel`] is what
+//! stands in for ztunnel there.
 
+pub mod lab;
 pub mod ztunnel;

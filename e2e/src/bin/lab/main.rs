@@ -1,8 +1,11 @@
 //! `sluice-lab`: shows what Sluice does, on this machine, in a private world. See `sluice_e2e::lab`.
 
 mod ask;
+mod demo;
+mod shell;
 
 use clap::{Parser, Subcommand};
+use sluice_e2e::lab::{cgroup, outer};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -17,6 +20,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Show what Sluice does, check by check, and write target/reports/demo.json
+    Demo,
+    /// Open a shell in a standing lab with pods, the agent and a ztunnel
+    Shell {
+        /// A program to run in the shell's place, and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        program: Vec<OsString>,
+    },
     /// Become PROGRAM in a cgroup (used by the lab itself)
     #[command(hide = true)]
     RunIn {
@@ -34,14 +45,24 @@ enum What {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().what {
+        What::Demo => {
+            let outer = outer::enter()?;
+            let held = demo::run(&outer)?;
+            outer.exit(i32::from(!held))
+        }
+        What::Shell { program } => {
+            let outer = outer::enter()?;
+            let code = shell::run(&outer, &program)?;
+            outer.exit(code)
+        }
         What::RunIn { cgroup, program } => run_in(&cgroup, &program),
         What::Ask(arguments) => ask::run(&arguments),
     }
 }
 
-fn run_in(cgroup: &std::path::Path, program: &[OsString]) -> anyhow::Result<ExitCode> {
+fn run_in(dir: &std::path::Path, program: &[OsString]) -> anyhow::Result<ExitCode> {
     use std::os::unix::process::CommandExt;
-    sluice_e2e::lab::cgroup::Cgroup::join(cgroup)?;
+    cgroup::Cgroup::join(dir)?;
     let (program, args) = program.split_first().unwrap_or_else(|| unreachable!("clap wants one"));
     let failure = Command::new(program).args(args).exec();
     anyhow::bail!("start {}: {failure}", program.to_string_lossy())
