@@ -3,6 +3,10 @@
 //! [`RedirectPlan`] is the one description; `netfilter` (and one day eBPF) lowers it. What a plan means is written
 //! down once more, for any packet, as its verdict: the yardstick that every backend is tested against.
 
+mod verdict;
+
+pub use verdict::{Kind, Listeners, Packet, Path, Receiver, Verdict, verdict};
+
 use crate::enroll::Overrides;
 use crate::ids::Ifname;
 use serde::{Deserialize, Serialize};

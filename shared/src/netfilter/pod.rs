@@ -97,15 +97,15 @@ fn held_ports() -> Chain {
 /// meets a socket in TIME_WAIT, which has no mark, and would be held for good.
 fn hold(hold: Hold) -> Chain {
     let to_dns_proxy = |test| vec![TCP, Match::DstPort(Test::Is(PORT_DNS_PROXY)), Match::Socket(test)];
-    let last = match hold {
-        Hold::Drop => rule(vec![TCP], Target::Drop, "nobody's listening: hold, the client tries again"),
-        Hold::Reject => rule(vec![TCP], Target::RejectReset, "nobody's listening, for too long: refuse"),
+    let (turned_away, nobody) = match hold {
+        Hold::Drop => (Target::Drop, "nobody listens: hold, the client tries again"),
+        Hold::Reject => (Target::RejectReset, "nobody has listened for too long: refuse"),
     };
     let rules = vec![
         rule(vec![TCP, Match::Socket(SocketTest::Transparent)], Target::Accept, "ztunnel listens"),
         rule(
             to_dns_proxy(SocketTest::MarkIsNot(MARK_ZTUNNEL)),
-            Target::Drop,
+            turned_away.clone(),
             "somebody else listens on ztunnel's DNS port",
         ),
         rule(
@@ -113,7 +113,7 @@ fn hold(hold: Hold) -> Chain {
             Target::Accept,
             "ztunnel's DNS listener, or a connection that it just ended",
         ),
-        last,
+        rule(vec![TCP], turned_away, nobody),
     ];
     Chain { name: ChainName::Hold, rules }
 }
