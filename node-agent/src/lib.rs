@@ -4,6 +4,7 @@ pub mod admin;
 pub mod config;
 pub mod health;
 pub mod kernel;
+pub mod limits;
 pub mod metrics;
 pub mod names;
 pub mod seqpacket;

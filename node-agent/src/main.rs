@@ -4,7 +4,7 @@
 //! or go on.
 
 use sluice_agent::config::{self, Config, Invocation, Mode, ProcessEnv, RawConfig};
-use sluice_agent::telemetry;
+use sluice_agent::{limits, telemetry};
 use std::process::ExitCode;
 
 /// `EX_USAGE` (sysexits.h)
@@ -48,6 +48,9 @@ fn run(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
     telemetry::start(config.log_format, &config.log_level)?;
     for warning in warnings {
         tracing::warn!("{warning}");
+    }
+    if let Err(error) = limits::raise_open_files() {
+        tracing::warn!(%error, "the limit of open files stays as it is; many pods may need more");
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "sluice-agent starts");
     anyhow::bail!("this build has no agent behind its configuration yet")

@@ -160,7 +160,8 @@ fn bare_message(error: &serde_norway::Error, field: &str) -> String {
         }
     }
     match message.split_once(": ") {
-        Some((path, bare)) if field.starts_with(path) => bare.to_owned(),
+        // A path from a sequence at the root begins with a dot there.
+        Some((path, bare)) if field.starts_with(path.trim_start_matches('.')) => bare.to_owned(),
         _ => message,
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// How long a file must be left alone before it is read, when nothing has said that its writer is done.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET: Duration = Duration::from_secs(1);
 /// How often the file is looked at besides, for what inotify cannot show (network file systems, a missing directory).
 const POLL: Duration = Duration::from_secs(5);
 /// How many symbolic links are followed.
