@@ -18,13 +18,14 @@ const INITIAL_NAMESPACE: u64 = 0xEFFF_FFFB;
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/cgroup";
 
 thread_local! {
-    static IN_INITIAL_NAMESPACE: Cell<bool> = const { Cell::new(false) };
+    /// Whether this thread is there; `None` before it has tried.
+    static IN_INITIAL_NAMESPACE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
 /// Moves the calling thread to the initial cgroup namespace, for good. Only what it writes and reads about cgroups
 /// changes by that, not which cgroup it is in.
 pub(super) fn enter_initial_namespace() -> Result<(), KernelError> {
-    if IN_INITIAL_NAMESPACE.get() {
+    if IN_INITIAL_NAMESPACE.get() == Some(true) {
         return Ok(());
     }
     let enter = || -> io::Result<()> {
@@ -32,7 +33,7 @@ pub(super) fn enter_initial_namespace() -> Result<(), KernelError> {
             setns(File::open("/proc/1/ns/cgroup")?, CloneFlags::CLONE_NEWCGROUP)?;
         }
         if fs::metadata(OWN_NAMESPACE)?.ino() == INITIAL_NAMESPACE {
-            IN_INITIAL_NAMESPACE.set(true);
+            IN_INITIAL_NAMESPACE.set(Some(true));
             return Ok(());
         }
         Err(io::Error::other("process 1 is in a cgroup namespace of its own"))
@@ -42,6 +43,14 @@ pub(super) fn enter_initial_namespace() -> Result<(), KernelError> {
         source,
         detail: "the agent needs hostPID and CAP_SYS_ADMIN for that".into(),
     })
+}
+
+/// As [`enter_initial_namespace`], tried once a thread. Where it fails the agent can learn of no cgroup that a rule
+/// could name, and says so when it is asked for one.
+pub(super) fn prefer_initial_namespace() {
+    if IN_INITIAL_NAMESPACE.get().is_none() {
+        IN_INITIAL_NAMESPACE.set(Some(enter_initial_namespace().is_ok()));
+    }
 }
 
 /// The cgroup of a process: its pod's, which outlives its containers, or its own where it is in no pod.
@@ -61,7 +70,10 @@ pub fn of_process(pid: i32) -> Result<CgroupRef, KernelError> {
     let path = path_in(&listed).ok_or_else(|| failed(not_found(), "it is in no cgroup v2"))?;
     let path = pod_of(path);
     if path.is_empty() {
-        return Err(failed(not_found(), "it is at the root of the cgroup v2 tree: pods live in cgroup v1 here"));
+        return Err(failed(
+            not_found(),
+            "it is at the root of the cgroup v2 tree: pods live in cgroup v1 here",
+        ));
     }
     at_path(path).map_err(|error| failed(error, "is the host's cgroup v2 tree mounted here?"))
 }
@@ -111,7 +123,8 @@ fn pod_of(path: &str) -> &str {
     let mut end = 0;
     for part in path.split('/') {
         end += part.len();
-        let is_pod = part.strip_prefix("kubepods-").map_or(part, |rest| rest.rsplit('-').next().unwrap_or(rest));
+        let is_pod =
+            part.strip_prefix("kubepods-").map_or(part, |rest| rest.rsplit('-').next().unwrap_or(rest));
         if path.starts_with("kubepods") || path.contains("/kubepods") || path.contains("kubelet") {
             let is_slice = part.ends_with(".slice") && part.contains("-pod");
             if is_slice || (is_pod.starts_with("pod") && is_pod.len() > "pod".len()) {

@@ -1,29 +1,44 @@
-//! The Linux kernel behind the seam. No program is executed here but by [`iptables`], for kernels that refuse nf_tables.
+//! The Linux kernel behind the seam. Programs are executed by `program` alone, for the iptables backend.
 
+pub mod cgroup;
 mod conntrack;
+pub mod iptables;
+mod kept;
+mod legacy;
+mod link;
 mod netlink;
 mod netns;
 mod nft;
+mod probe;
+mod program;
 mod route;
 mod ruleset;
+mod scratch;
 mod sockdiag;
+pub mod watch;
 
 use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use iptables::Variant;
+use legacy::Legacy;
 use netlink::Conversation;
 use netns::Namespaces;
-use ruleset::Ruleset;
+use ruleset::{Hash, Ruleset};
+use sluice_shared::enroll::Overrides;
 use sluice_shared::ids::{Family, NetnsId};
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::Flow;
+use sluice_shared::plan::{self, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock};
 
 /// The kernel that the agent runs on.
 #[derive(Debug)]
 pub struct LinuxKernel {
     namespaces: Namespaces,
+    /// The iptables programs that work; found when first needed, unless a probe found them before.
+    variant: RwLock<Option<Variant>>,
 }
 
 impl LinuxKernel {
@@ -33,13 +48,45 @@ impl LinuxKernel {
     /// # Errors
     /// When one of them cannot be opened.
     pub fn new(host: &Path) -> Result<Self, KernelError> {
-        Ok(Self { namespaces: Namespaces::new(host)? })
+        Ok(Self { namespaces: Namespaces::new(host)?, variant: RwLock::new(None) })
     }
 
     /// The namespaces in which no pod's rules are ever written: the host's and the agent's own.
     #[must_use]
     pub fn ours(&self) -> [NetnsId; 2] {
         [self.namespaces.host_id(), self.namespaces.own_id()]
+    }
+
+    fn set_variant(&self, variant: Variant) {
+        *self.variant.write().unwrap_or_else(PoisonError::into_inner) = Some(variant);
+    }
+
+    fn known_variant(&self) -> Option<Variant> {
+        *self.variant.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The iptables programs to use, found by trying a plan with everything in it if nobody has asked before.
+    fn variant(&self) -> Result<Variant, KernelError> {
+        if let Some(variant) = self.known_variant() {
+            return Ok(variant);
+        }
+        let config = RedirectConfig { dns_capture: true, ipv6: true };
+        let stage = Stage::Redirect(Older::AnyMidStream);
+        let overrides = Overrides::default();
+        self.probe_iptables(&plan::redirect(
+            &overrides,
+            &config,
+            stage,
+            ProbeDoor::Closed,
+            MarkGuard::Off,
+            Hold::Drop,
+        ))
+    }
+
+    /// Looked for in the agent's own namespace, before any other is entered.
+    fn variant_if_needed(&self, ops: &[KernelOp]) -> Result<Option<Variant>, KernelError> {
+        let needs = |op: &KernelOp| matches!(op, KernelOp::IptablesRestore(_) | KernelOp::ClearIptables);
+        ops.iter().any(needs).then(|| self.variant()).transpose()
     }
 }
 
@@ -53,16 +100,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn run(&self, netns: &Netns, ops: &[KernelOp]) -> Result<(), KernelError> {
-        self.namespaces.enter_pod(netns, || carry_out(ops))
+        let variant = self.variant_if_needed(ops)?;
+        self.namespaces.enter_pod(netns, || carry_out(ops, variant))
     }
 
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError> {
-        self.namespaces.enter_host(|| carry_out(ops))
+        let variant = self.variant_if_needed(ops)?;
+        self.namespaces.enter_host(|| carry_out(ops, variant))
     }
 
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
         self.namespaces.enter_pod(netns, || {
-            let ruleset = Ruleset::read()?;
+            let Rules { rules, generation, foreign_nat } = observed_rules()?;
             let mut routing = route::open()?;
             let [mut policy_rule, mut local_route] = [true; 2];
             for family in Family::BOTH {
@@ -70,20 +119,12 @@ impl Kernel for LinuxKernel {
                 local_route &= route::has_route(&mut routing, family)?;
             }
             let listening = sockdiag::listening()?;
-            let (rules, generation, foreign_nat) = match ruleset {
-                Some(ruleset) => (
-                    ruleset.ours.or(ruleset.iptables),
-                    ruleset.generation,
-                    ruleset.foreign_nat.into_iter().collect(),
-                ),
-                None => (None, 0, Vec::new()),
-            };
             Ok(Observation { rules, generation, policy_rule, local_route, listening, foreign_nat })
         })
     }
 
     fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
-        self.namespaces.enter_host(|| Ok(Ruleset::read()?.and_then(|ruleset| ruleset.ours)))
+        self.namespaces.enter_host(|| Ok(observed_rules()?.rules))
     }
 
     fn sockets(&self, netns: &Netns) -> Result<Vec<TcpSocket>, KernelError> {
@@ -91,10 +132,8 @@ impl Kernel for LinuxKernel {
     }
 
     fn kept_flows(&self, netns: &Netns) -> Result<BTreeSet<Flow>, KernelError> {
-        self.namespaces.enter_pod(netns, || {
-            let keys = [ruleset::our_set_keys("kept4")?, ruleset::our_set_keys("kept6")?];
-            if keys.iter().all(Vec::is_empty) { Ok(BTreeSet::new()) } else { Err(not_yet("read kept flows")) }
-        })
+        let variant = self.known_variant();
+        self.namespaces.enter_pod(netns, || kept::flows(variant))
     }
 
     fn addresses(&self, netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
@@ -106,9 +145,45 @@ impl Kernel for LinuxKernel {
     }
 }
 
+/// Our rules as one look at the calling thread's namespace finds them, whichever backend made them.
+struct Rules {
+    rules: Option<Fingerprint>,
+    generation: u32,
+    foreign_nat: Vec<String>,
+}
+
+fn observed_rules() -> Result<Rules, KernelError> {
+    let legacy = Legacy::read()?;
+    let mut foreign_nat = legacy.foreign_nat;
+    let (mut parts, mut generation) = (vec![legacy.ours], 0);
+    if let Some(ruleset) = Ruleset::read()? {
+        parts.extend([ruleset.iptables, ruleset.ours]);
+        generation = ruleset.generation;
+        foreign_nat.extend(ruleset.foreign_nat);
+    }
+    if let Some(Fingerprint(legacy)) = legacy.ours {
+        // ip_tables counts nothing: its content stands in.
+        generation = generation.wrapping_add(legacy as u32);
+    }
+    let found: Vec<Fingerprint> = parts.into_iter().flatten().collect();
+    let rules = match found.as_slice() {
+        [] => None,
+        [only] => Some(*only),
+        // Remains of another backend beside ours: equal to neither alone.
+        several => {
+            let mut hash = Hash::new();
+            several.iter().for_each(|part| hash.feed(&part.0.to_le_bytes()));
+            Some(Fingerprint(hash.finish()))
+        }
+    };
+    Ok(Rules { rules, generation, foreign_nat })
+}
+
 /// Carries out ops in the calling thread's namespace.
-fn carry_out(ops: &[KernelOp]) -> Result<(), KernelError> {
+fn carry_out(ops: &[KernelOp], variant: Option<Variant>) -> Result<(), KernelError> {
     let mut routing = None;
+    // Always there when there is such an op.
+    let variant = variant.unwrap_or(Variant::Default);
     for op in ops {
         match op {
             KernelOp::PolicyRule(family, presence) => {
@@ -117,14 +192,18 @@ fn carry_out(ops: &[KernelOp]) -> Result<(), KernelError> {
             KernelOp::LocalRoute(family, presence) => {
                 route::set_route(opened(&mut routing)?, *family, *presence)?;
             }
-            KernelOp::FlushConntrack => {
-                let foreign = Ruleset::read()?.is_some_and(|ruleset| !ruleset.foreign_nat.is_empty());
-                conntrack::flush(foreign)?;
+            KernelOp::FlushConntrack => conntrack::flush(!observed_rules()?.foreign_nat.is_empty())?,
+            KernelOp::ForgetDirect => conntrack::forget_direct()?,
+            KernelOp::NftBatch(batch) => {
+                // Rules may name cgroups by level, which counts from the sender's cgroup namespace.
+                cgroup::prefer_initial_namespace();
+                nft::commit(batch)?;
             }
-            KernelOp::NftBatch(batch) => nft::commit(batch)?,
-            KernelOp::ForgetDirect => return Err(not_yet("forget direct connections")),
-            KernelOp::IptablesRestore(_) | KernelOp::ClearIptables => {
-                return Err(not_yet("run iptables-restore"));
+            KernelOp::ClearIptables => iptables::clear(variant)?,
+            KernelOp::IptablesRestore(script) => {
+                // As above, for cgroups by path.
+                cgroup::prefer_initial_namespace();
+                iptables::restore(variant, script)?;
             }
         }
     }
@@ -136,13 +215,5 @@ fn opened(routing: &mut Option<Conversation>) -> Result<&mut Conversation, Kerne
     match routing {
         Some(conversation) => Ok(conversation),
         None => Ok(routing.insert(route::open()?)),
-    }
-}
-
-fn not_yet(call: &str) -> KernelError {
-    KernelError::Call {
-        call: call.into(),
-        source: std::io::Error::from_raw_os_error(libc::EOPNOTSUPP),
-        detail: "not there yet".into(),
     }
 }

@@ -86,7 +86,8 @@ impl Request {
         self.attribute(kind, &[value.as_bytes(), &[0]].concat())
     }
 
-    fn finish(mut self, sequence: u32) -> Vec<u8> {
+    /// The message's bytes.
+    pub(super) fn finish(mut self, sequence: u32) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[0..4].copy_from_slice(&length.to_ne_bytes());
         self.0[8..12].copy_from_slice(&sequence.to_ne_bytes());

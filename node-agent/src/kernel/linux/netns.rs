@@ -37,6 +37,10 @@ impl Namespaces {
         self.own.id()
     }
 
+    pub(super) fn host(&self) -> &Netns {
+        &self.host
+    }
+
     /// Opens a pod's namespace.
     pub(super) fn open(&self, path: &Path) -> Result<Netns, KernelError> {
         self.refuse_ours(open_any(path)?, &path.display().to_string())

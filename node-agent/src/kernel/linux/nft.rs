@@ -1,6 +1,7 @@
 //! Sending nf_tables transactions. The bytes come from `sluice_shared::nft`; here they get into a kernel.
 
-use super::netlink::{Conversation, Refused, messages};
+use super::netlink::{Conversation, Refused, Request, messages};
+use super::ruleset::{Table, empty_iptables_tables};
 use crate::kernel::KernelError;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sluice_shared::op::NftBatch;
@@ -26,6 +27,52 @@ pub(super) fn commit(batch: &NftBatch) -> Result<(), KernelError> {
             Err(KernelError::Call { call: call(), source: io::Error::from_raw_os_error(errno), detail })
         }
     }
+}
+
+/// Drops the tables that iptables' nft variant leaves behind when it has taken the last rule out of them. One that
+/// gets a rule at this moment stays: the kernel then refuses the whole transaction.
+pub(super) fn drop_empty_iptables_tables() -> Result<(), KernelError> {
+    let tables = empty_iptables_tables()?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    match commit(&deletion(&tables)) {
+        Err(KernelError::Call { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::EBUSY | libc::ENOENT)) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Deletes chains and tables, none of which may hold anything.
+fn deletion(tables: &[(Table, Vec<String>)]) -> NftBatch {
+    const NFTA_TABLE: u16 = 1;
+    const NFTA_CHAIN_NAME: u16 = 3;
+    let (mut bytes, mut labels) = (Vec::new(), Vec::new());
+    let mut add = |label: String, request: Request| {
+        bytes.extend(request.finish(labels.len() as u32));
+        labels.push(label);
+    };
+    let marker = |kind: i32| {
+        let subsystem = (libc::NFNL_SUBSYS_NFTABLES as u16).to_be_bytes();
+        Request::new(kind as u16, 0).fixed(&[0, 0, subsystem[0], subsystem[1]])
+    };
+    let message = |kind: i32, flags: i32, table: &Table| {
+        let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16;
+        Request::new(kind, flags).fixed(&[table.family, 0, 0, 0]).string(NFTA_TABLE, &table.name)
+    };
+    add("begin".into(), marker(libc::NFNL_MSG_BATCH_BEGIN));
+    for (table, chains) in tables {
+        for chain in chains {
+            let request = message(libc::NFT_MSG_DELCHAIN, 0, table).string(NFTA_CHAIN_NAME, chain);
+            add(format!("delete chain {table} {chain}"), request);
+        }
+        add(format!("delete table {table}"), message(libc::NFT_MSG_DELTABLE, libc::NLM_F_NONREC, table));
+    }
+    add("end".into(), marker(libc::NFNL_MSG_BATCH_END));
+    NftBatch { bytes, labels }
 }
 
 /// What the kernel refused, by sequence number.

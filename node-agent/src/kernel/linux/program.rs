@@ -13,32 +13,31 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// How much of what it says is kept, in bytes.
 const OUTPUT_KEPT: u64 = 1024 * 1024;
 
-/// How a program ended well.
+/// How a program ended, and what it said.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
-    pub(super) stdout: String,
     pub(super) stderr: String,
 }
 
-/// Runs it to its end. Input and output are files in memory, so that neither side can block the other.
+/// Runs it to its end. Its input and what it complains of are files in memory, so that neither side can block the other.
 pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Ended, KernelError> {
     let call = || format!("run {program} {}", arguments.join(" "));
     let failed = |source: io::Error, detail: String| KernelError::Call { call: call(), source, detail };
     let outcome = (|| {
-        let (stdin, mut stdout, mut stderr) = (memory_file(input)?, memory_file("")?, memory_file("")?);
+        let (stdin, mut stderr) = (memory_file(input)?, memory_file("")?);
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::from(stdin))
-            .stdout(Stdio::from(stdout.try_clone()?))
+            .stdout(Stdio::null())
             .stderr(Stdio::from(stderr.try_clone()?))
             .spawn()?;
         let status = wait(&mut child)?;
-        Ok((status, contents(&mut stdout)?, contents(&mut stderr)?))
+        Ok((status, contents(&mut stderr)?))
     })();
     match outcome {
-        Ok((Some(status), stdout, stderr)) => Ok(Ended { status, stdout, stderr }),
-        Ok((None, _, stderr)) => Err(failed(
+        Ok((Some(status), stderr)) => Ok(Ended { status, stderr }),
+        Ok((None, stderr)) => Err(failed(
             io::Error::from_raw_os_error(libc::ETIMEDOUT),
             format!("it was ended after {} s; it said: {stderr}", TIMEOUT.as_secs()),
         )),

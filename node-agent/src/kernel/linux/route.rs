@@ -117,6 +117,11 @@ pub(super) fn addresses(conversation: &mut Conversation) -> Result<Vec<IpAddr>, 
     Ok(all.into_iter().filter(|(index, _)| *index != LOOPBACK_INDEX).map(|(_, address)| address).collect())
 }
 
+/// The addresses of the namespace's interfaces, loopback included.
+pub(super) fn all_addresses(conversation: &mut Conversation) -> Result<Vec<IpAddr>, KernelError> {
+    Ok(interface_addresses(conversation)?.into_iter().map(|(_, address)| address).collect())
+}
+
 fn interface_addresses(conversation: &mut Conversation) -> Result<Vec<(u32, IpAddr)>, KernelError> {
     let question = emitted(&AddressMessage::default());
     let found = conversation

@@ -7,7 +7,7 @@ use super::netlink::{Conversation, Kept, Refused, Request, attribute, attributes
 use crate::kernel::{Fingerprint, KernelError};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sluice_shared::contract::{IPTABLES_PREFIX, NFT_TABLE};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How often everything is read again when the rule set changes between one dump and the next.
 const READ_ATTEMPTS: usize = 20;
@@ -55,7 +55,9 @@ pub(super) struct Ruleset {
     pub(super) generation: u32,
     /// Our `inet` table, if it is there.
     pub(super) ours: Option<Fingerprint>,
-    /// The tables of iptables' nft variant, if any of our chains is in them.
+    /// The tables of iptables' nft variant with chains of ours.
+    pub(super) iptables_tables: Vec<Table>,
+    /// They together.
     pub(super) iptables: Option<Fingerprint>,
     /// Other tables with a chain that translates addresses, as `family name`.
     pub(super) foreign_nat: BTreeSet<String>,
@@ -93,7 +95,7 @@ impl Ruleset {
         let foreign_nat = foreign_nat(&chains, &our_table, &iptables_tables);
         let ours = fingerprint(conversation, std::slice::from_ref(&our_table), &chains)?;
         let iptables = fingerprint(conversation, &iptables_tables, &chains)?;
-        Ok(Self { generation, ours, iptables, foreign_nat })
+        Ok(Self { generation, ours, iptables_tables, iptables, foreign_nat })
     }
 }
 
@@ -202,6 +204,38 @@ fn elements(conversation: &mut Conversation, table: &Table, set: &str) -> Result
         .collect())
 }
 
+/// The tables of iptables' nft variant that hold nothing but its own empty chains that let everything pass, with
+/// those chains.
+pub(super) fn empty_iptables_tables() -> Result<Vec<(Table, Vec<String>)>, KernelError> {
+    let mut conversation = Conversation::open(NETLINK_NETFILTER)?;
+    let read = |conversation: &mut Conversation| -> Result<_, Refused> {
+        let mut tables = BTreeMap::<Table, Option<Vec<String>>>::new();
+        for chain in dump(conversation, libc::NFT_MSG_GETCHAIN, 0, &[])? {
+            let Some(table) = Table::of(&chain, NFTA_CHAIN_TABLE).filter(Table::is_of_iptables) else {
+                continue;
+            };
+            let policy = nf_attribute(&chain, NFTA_CHAIN_POLICY).and_then(|value| value.try_into().ok());
+            let passive = policy.map(u32::from_be_bytes) == Some(libc::NF_ACCEPT as u32);
+            let chains = tables.entry(table).or_insert_with(|| Some(Vec::new()));
+            *chains = chains.take().filter(|_| passive);
+            if let Some(chains) = chains {
+                chains.push(chain_name(&chain));
+            }
+        }
+        let mut empty = Vec::new();
+        for (table, chains) in tables {
+            let which = [(NFTA_RULE_TABLE, table.name.as_str())];
+            if let Some(chains) = chains
+                && dump(conversation, libc::NFT_MSG_GETRULE, table.family, &which)?.is_empty()
+            {
+                empty.push((table, chains));
+            }
+        }
+        Ok(empty)
+    };
+    read(&mut conversation).map_err(|refused| refused.during("look for empty iptables tables"))
+}
+
 /// The keys of one of our sets; empty when it or the table is not there.
 pub(super) fn our_set_keys(set: &str) -> Result<Vec<Vec<u8>>, KernelError> {
     let mut conversation = Conversation::open(NETLINK_NETFILTER)?;
@@ -232,10 +266,8 @@ fn without_counts(expression: &[u8]) -> &[u8] {
 /// The tables of iptables' nft variant that hold chains of ours.
 fn iptables_tables(chains: &[Kept]) -> Vec<Table> {
     let ours = chains.iter().filter(|chain| chain_name(chain).starts_with(IPTABLES_PREFIX));
-    let tables: BTreeSet<Table> = ours
-        .filter_map(|chain| Table::of(chain, NFTA_CHAIN_TABLE))
-        .filter(|table| matches!(i32::from(table.family), libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6))
-        .collect();
+    let tables: BTreeSet<Table> =
+        ours.filter_map(|chain| Table::of(chain, NFTA_CHAIN_TABLE)).filter(Table::is_of_iptables).collect();
     tables.into_iter().collect()
 }
 
@@ -283,6 +315,12 @@ fn nf_attribute(message: &Kept, kind: u16) -> Option<&[u8]> {
 }
 
 impl Table {
+    /// Whether iptables' nft variant calls one of its tables so.
+    fn is_of_iptables(&self) -> bool {
+        matches!(i32::from(self.family), libc::NFPROTO_IPV4 | libc::NFPROTO_IPV6)
+            && ["raw", "mangle", "nat", "filter"].contains(&self.name.as_str())
+    }
+
     /// The table that a message is about.
     fn of(message: &Kept, kind: u16) -> Option<Self> {
         let name = nf_attribute(message, kind).map(string)?;
