@@ -57,7 +57,8 @@ impl LinuxKernel {
         [self.namespaces.host_id(), self.namespaces.own_id()]
     }
 
-    fn set_variant(&self, variant: Variant) {
+    /// Uses these iptables programs for every later op, whatever else would work.
+    pub fn use_iptables(&self, variant: Variant) {
         *self.variant.write().unwrap_or_else(PoisonError::into_inner) = Some(variant);
     }
 

@@ -56,7 +56,7 @@ impl LinuxKernel {
         for variant in Variant::ALL {
             match try_plan(plan, Backend::Iptables, Some(variant)) {
                 Ok(()) => {
-                    self.set_variant(variant);
+                    self.use_iptables(variant);
                     return Ok(variant);
                 }
                 Err(error) => failures.push(format!("{variant}: {error}")),

@@ -1,0 +1,134 @@
+//! Rules come, are replaced, and go.
+
+use crate::fixture::{Way, World, plan};
+use sluice_agent::kernel::Kernel;
+use sluice_shared::ids::Family;
+use sluice_shared::lower::Step;
+use sluice_shared::op::{KernelOp, Presence};
+use sluice_shared::plan::{Hold, RedirectPlan};
+
+pub const TESTS: &[(&str, fn())] = &[
+    ("removal_leaves_the_namespace_as_it_was", leaves_nothing),
+    ("every_step_may_be_repeated", idempotent),
+    ("equal_plans_have_equal_fingerprints_in_every_namespace", fingerprints),
+    ("a_namespace_without_ipv6_is_enrolled_all_the_same", without_ipv6),
+    ("routing_is_found_missing_and_put_back", routing),
+    ("iptables_remains_of_another_variant_are_cleared", other_variant),
+];
+
+fn leaves_nothing() {
+    for way in Way::ALL {
+        let world = World::new();
+        // Somebody else's rules and routing stay as they are.
+        world.pod.nft("table inet others { chain c { type filter hook input priority 5; accept; }; }");
+        world.pod.ip("rule add fwmark 0x1 lookup 100 pref 100");
+        let before = world.pod.snapshot();
+        let plan = plan();
+        world.enroll(way, &plan);
+        assert_ne!(world.pod.snapshot(), before, "{way:?}");
+        world.step(way, Step::Remove);
+        assert_eq!(world.pod.snapshot(), before, "{way:?}");
+        assert_eq!(world.kernel.observe(&world.netns).expect("observe").rules, None, "{way:?}");
+    }
+}
+
+fn idempotent() {
+    for way in Way::ALL {
+        let world = World::new();
+        let plan = plan();
+        world.step(way, Step::Remove);
+        world.enroll(way, &plan);
+        let once = world.pod.snapshot();
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        world.enroll(way, &plan);
+        world.step(way, Step::Replace(&plan));
+        world.step(way, Step::Repair(&plan));
+        let again = world.kernel.observe(&world.netns).expect("observe");
+        assert_eq!(again.rules, seen.rules, "{way:?}");
+        assert_eq!(world.pod.snapshot(), once, "{way:?}");
+        world.step(way, Step::Remove);
+        world.step(way, Step::Remove);
+    }
+}
+
+fn fingerprints() {
+    for way in Way::ALL {
+        let (one, other) = (World::new(), World::new());
+        let plan = plan();
+        // Another history: other handles, other counters.
+        other.enroll(way, &RedirectPlan { hold: Hold::Reject, ..plan.clone() });
+        let rejecting = other.kernel.observe(&other.netns).expect("observe").rules;
+        one.enroll(way, &plan);
+        other.step(way, Step::Replace(&plan));
+        let (one, other) = (
+            one.kernel.observe(&one.netns).expect("observe").rules,
+            other.kernel.observe(&other.netns).expect("observe").rules,
+        );
+        assert!(one.is_some());
+        assert_eq!(one, other, "{way:?}");
+        assert_ne!(rejecting, other, "{way:?}");
+    }
+}
+
+fn without_ipv6() {
+    for way in Way::ALL {
+        let world = World::new();
+        for what in ["all", "default", "lo"] {
+            let path = format!("/proc/sys/net/ipv6/conf/{what}/disable_ipv6");
+            world.pod.run(|| std::fs::write(path, "1").expect("disable IPv6"));
+        }
+        let plan = plan();
+        world.enroll(way, &plan);
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        assert!(seen.policy_rule && seen.local_route, "{way:?}: {seen:?}");
+        // IPv6 comes back: now the route is missing, and can be put there.
+        world.pod.run(|| std::fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "0").expect("enable"));
+        assert!(!world.kernel.observe(&world.netns).expect("observe").local_route, "{way:?}");
+        world.step(way, Step::Repair(&plan));
+        assert!(world.kernel.observe(&world.netns).expect("observe").local_route, "{way:?}");
+        world.step(way, Step::Remove);
+    }
+}
+
+fn routing() {
+    let world = World::new();
+    let plan = plan();
+    world.enroll(Way::Nftables, &plan);
+    for (damage, rule, route) in [
+        ("-4 rule del pref 32764", false, true),
+        ("-6 rule del pref 32764", false, true),
+        ("-4 route flush table 100", true, false),
+        ("-6 route flush table 100", true, false),
+    ] {
+        world.pod.ip(damage);
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        assert_eq!((seen.policy_rule, seen.local_route), (rule, route), "{damage}");
+        world.step(Way::Nftables, Step::Repair(&plan));
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        assert!(seen.policy_rule && seen.local_route, "{damage}");
+    }
+    // A rule that is narrower than ours is not ours.
+    world.pod.ip("-4 rule del pref 32764");
+    world.pod.ip("-4 rule add iif lo fwmark 0x111/0xfff lookup 100 pref 32764");
+    assert!(!world.kernel.observe(&world.netns).expect("observe").policy_rule);
+    let op = [KernelOp::PolicyRule(Family::V4, Presence::Present)];
+    world.kernel.run(&world.netns, &op).expect("add ours beside it");
+    assert!(world.kernel.observe(&world.netns).expect("observe").policy_rule);
+}
+
+fn other_variant() {
+    let [_, legacy, nft] = Way::ALL;
+    for (first, second) in [(legacy, nft), (nft, legacy)] {
+        let world = World::new();
+        let plan = plan();
+        world.enroll(first, &plan);
+        world.enroll(second, &plan);
+        let alone = World::new();
+        alone.enroll(second, &plan);
+        let (seen, expected) = (
+            world.kernel.observe(&world.netns).expect("observe").rules,
+            alone.kernel.observe(&alone.netns).expect("observe").rules,
+        );
+        assert_eq!(seen, expected, "{first:?} then {second:?}");
+    }
+}
