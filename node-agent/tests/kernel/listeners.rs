@@ -1,4 +1,3 @@
-#![allow(dead_code)]
 //! Who listens and who dials: sockets with the options that matter to the rules.
 
 use crate::fixture::Ns;
