@@ -206,3 +206,49 @@ fn lasting_params() -> CertificateParams {
     params.not_after = date_time_ymd(2120, 1, 1);
     params
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    const A: &str = "spiffe://cluster.local/ns/demo/sa/a";
+    const B: &str = "spiffe://cluster.local/ns/demo/sa/b";
+
+    /// Whom the server saw, when both were content.
+    async fn meet(client: ClientConfig, server: ServerConfig) -> Option<String> {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::try_from("10.0.0.1").expect("an address");
+        let (called, accepted) = tokio::join!(
+            TlsConnector::from(Arc::new(client)).connect(name, near),
+            TlsAcceptor::from(Arc::new(server)).accept(far),
+        );
+        called.ok()?;
+        peer_identity(accepted.ok()?.get_ref().1.peer_certificates())
+    }
+
+    #[tokio::test]
+    async fn two_stand_ins_trust_each_other_without_being_told() {
+        let (here, there) = (Authority::derive().expect("a CA"), Authority::derive().expect("a CA"));
+        let a = here.issue(A).expect("a certificate");
+        let b = there.issue(B).expect("a certificate");
+        let client = || a.client(vec![B.to_owned()]).expect("a client");
+        assert_eq!(meet(client(), b.server().expect("a server")).await.as_deref(), Some(A));
+        // The same CA, but not the identity that was expected.
+        assert_eq!(meet(client(), a.server().expect("a server")).await, None);
+    }
+
+    #[tokio::test]
+    async fn another_ca_is_not_trusted() {
+        let authority = Authority::derive().expect("a CA");
+        let mut params = lasting_params();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("a CA");
+        let other = Authority { issuer: Arc::new(issuer), ..authority.clone() };
+        let (a, b) = (authority.issue(A).expect("issued"), other.issue(B).expect("issued"));
+        let meeting = meet(a.client(vec![B.to_owned()]).expect("a client"), b.server().expect("a server"));
+        assert_eq!(meeting.await, None);
+        let meeting = meet(b.client(vec![A.to_owned()]).expect("a client"), a.server().expect("a server"));
+        assert_eq!(meeting.await, None);
+    }
+}

@@ -8,10 +8,11 @@
 //! | [`pod`] | one pod's listeners, identity and connections |
 //! | [`netns`], [`sockets`] | sockets within a pod, with ztunnel's mark and options |
 //! | [`outbound`], [`inbound`], [`hbone`], [`relay`], [`dns`] | the traffic |
-//! | [`workloads`], [`identity`] | what istiod and its CA would say |
+//! | [`workloads`], [`directories`], [`identity`] | what istiod and its CA would say |
 //! | [`admin`], [`events`] | what it tells others |
 
 pub mod admin;
+pub mod directories;
 pub mod dns;
 pub mod events;
 pub mod hbone;
@@ -82,7 +83,7 @@ pub async fn run(options: Options) -> anyhow::Result<u8> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let on_error = events.clone();
-    let directories = workloads::Directories::follow(options.workloads.clone(), move |error| {
+    let directories = directories::Directories::follow(options.workloads.clone(), move |error| {
         on_error.say(json!({"event": "workloads-error", "error": error.to_string()}));
     })?;
     let shared = Shared {

@@ -39,6 +39,14 @@ impl Netns {
         Ok(Self { fd: Arc::new(file.into()), id })
     }
 
+    /// The one that this process is in.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    pub fn own() -> io::Result<Self> {
+        Self::new(File::open("/proc/self/ns/net")?.into())
+    }
+
     /// Which namespace it is.
     #[must_use]
     pub const fn id(&self) -> NetnsId {

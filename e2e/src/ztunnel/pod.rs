@@ -1,12 +1,13 @@
 //! One pod that is served: its listeners, its identity and its connections.
 
+use super::directories::Directories;
 use super::events::Events;
 use super::hbone::Pool;
 use super::identity::{Authority, Identity};
 use super::netns::{Entrance, Netns};
 use super::relay::Transferred;
 use super::sockets::{self, BindError, Listeners, SocketOptions};
-use super::workloads::{Directories, Workload, WorkloadInfo};
+use super::workloads::{Workload, WorkloadInfo};
 use super::{dns, inbound, outbound};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -256,6 +256,9 @@ impl Table {
             let known = state.pods.get(uid).filter(|entry| entry.info != *info);
             (other, known.map(|entry| entry.info.clone()))
         });
+        if Netns::own().is_ok_and(|own| own.id() == netns.id()) {
+            self.events().fault(format!("Add of {uid:?} into ztunnel's own namespace, which is no pod's"));
+        }
         if let Some(other) = other {
             self.events()
                 .fault(format!("Add of {uid:?} into {}, where {other:?} is still served", netns.id()));

@@ -237,12 +237,30 @@ pub fn http_get(outside: &Netns, address: &str, path: &str) -> String {
 
 /// What a node agent would put into a pod: the rules that ztunnel expects.
 pub fn redirect(pod: &Netns) {
-    pod.sh("ip rule add fwmark 0x111/0xfff pref 32764 lookup 100; ip route add local 0.0.0.0/0 dev lo table 100; \
-            ip -6 rule add fwmark 0x111/0xfff pref 32764 lookup 100; ip -6 route add local ::/0 dev lo table 100");
+    route_to_lo(pod, "0x111");
+    load(pod, RULES);
+}
+
+/// The outbound half of the same without NAT: what the pod sends is turned round on lo and taken by TPROXY.
+pub fn redirect_without_nat(pod: &Netns) {
+    route_to_lo(pod, "0x112");
+    load(pod, RULES_WITHOUT_NAT);
+}
+
+fn route_to_lo(pod: &Netns, mark: &str) {
+    for (family, all) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
+        pod.sh(&format!(
+            "ip {family} rule add fwmark {mark}/0xfff pref 32764 lookup 100; \
+             ip {family} route add local {all} dev lo table 100"
+        ));
+    }
+}
+
+fn load(pod: &Netns, rules: &str) {
     pod.inside(|| {
         let mut nft =
             Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is needed");
-        nft.stdin.take().expect("stdin").write_all(RULES.as_bytes()).expect("rules");
+        nft.stdin.take().expect("stdin").write_all(rules.as_bytes()).expect("rules");
         assert!(nft.wait().expect("nft").success(), "nft refused the rules");
     });
 }
@@ -272,6 +290,22 @@ table inet standin {
     meta mark & 0xfff == 0x111 accept
     oifname \"lo\" accept
     meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001
+  }
+}
+";
+
+const RULES_WITHOUT_NAT: &str = "
+table inet standin {
+  chain output {
+    type route hook output priority -150;
+    meta mark & 0xfff == 0x539 return
+    oifname \"lo\" return
+    ct direction reply return
+    meta l4proto tcp meta mark set 0x112
+  }
+  chain prerouting {
+    type filter hook prerouting priority -150;
+    meta mark & 0xfff == 0x112 meta l4proto tcp tproxy to :15001 accept
   }
 }
 ";

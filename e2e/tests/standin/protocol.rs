@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("two uids in one namespace are seen", shared_namespace),
     ("what is no network namespace is seen", no_netns),
     ("a changed pod is seen", changed_info),
+    ("a pod in ztunnel's own namespace is seen", own_namespace),
     ("without strict mode only ztunnel's own complaints count", not_strict),
     ("a pod can be refused on request", refused_on_request),
     ("a stand-in can hang on request", hangs_on_request),
@@ -243,6 +244,14 @@ fn changed_info() {
     let (mut agent, mut standin) = lab.serve_both(&[]);
     agent.add("ua", "pod-x", &lab.a).expect_ack();
     wait_for_fault(&standin, "which is known as");
+    assert_eq!(standin.terminate(), 3);
+}
+
+fn own_namespace() {
+    let lab = Lab::new();
+    let (mut agent, mut standin) = lab.serve_both(&[]);
+    agent.add("uh", "pod-h", &lab.outside).expect_ack();
+    wait_for_fault(&standin, "own namespace");
     assert_eq!(standin.terminate(), 3);
 }
 

@@ -1,7 +1,8 @@
 //! The life of the process: agents that come and go, drains, kills, and two at once.
 
 use crate::Test;
-use crate::lab::Lab;
+use crate::agent::Answer;
+use crate::lab::{Lab, PATIENCE};
 use crate::protocol::{is_served, is_soon_not_served};
 use crate::traffic::{Call, echo};
 use nix::sys::signal::Signal;
@@ -51,11 +52,12 @@ fn del_cuts() {
 
 fn drains() {
     let lab = Lab::new();
-    let (_agent, mut standin) = lab.serve_both(&["--drain-seconds", "60"]);
+    let (agent, mut standin) = lab.serve_both(&["--drain-seconds", "60"]);
     echo(&lab.b, "[::]:8080");
     let mut call = Call::open(&lab.a, "10.244.0.3:8080");
     call.seen_as();
     standin.signal(Signal::SIGTERM);
+    assert_eq!(agent.answer(PATIENCE), Answer::Closed, "the agent is left first");
     is_soon_not_served(&lab.a);
     is_soon_not_served(&lab.b);
     call.echo(b"still here");

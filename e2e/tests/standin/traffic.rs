@@ -1,7 +1,7 @@
 //! What applications see, and what is on the wire.
 
 use crate::Test;
-use crate::lab::{Lab, Netns, PATIENCE, WORKLOADS};
+use crate::lab::{Lab, Netns, PATIENCE, WORKLOADS, redirect, redirect_without_nat};
 use crate::wire::Capture;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -13,6 +13,8 @@ pub const TESTS: &[Test] = &[
     ("meshed pods talk by mTLS over IPv6", || meshed("[fd00::3]:8080", "fd00::2")),
     ("a service is reached through its address", || meshed("10.96.0.10:80", "10.244.0.2")),
     ("a service is reached through its IPv6 address", || meshed("[fd96::a]:80", "fd00::2")),
+    ("a pod reaches itself through its service", hairpin),
+    ("a redirection without NAT works too", without_nat),
     ("what leaves the mesh is passed through", leaves_the_mesh),
     ("what enters in plaintext keeps its address", enters_in_plaintext),
     ("without transparency the application sees the proxy", without_transparency),
@@ -122,6 +124,38 @@ fn meshed(address: &str, client: &str) {
     let frames = capture.finish();
     assert!(!frames.contain(secret), "plaintext on the wire");
     assert_eq!((frames.opened_to(15008), frames.opened_to(8080)), (1, 0));
+    assert_eq!(standin.terminate(), 0);
+}
+
+fn hairpin() {
+    let lab = Lab::new();
+    let (_agent, mut standin) = lab.serve_both(&[]);
+    echo(&lab.b, "[::]:8080");
+    for (address, client) in [("10.96.0.10:80", "10.244.0.3"), ("[fd96::a]:80", "fd00::3")] {
+        let mut call = Call::open(&lab.b, address);
+        assert_eq!(call.seen_as(), client);
+        call.echo(b"it is me");
+        call.finish(8);
+    }
+    assert_eq!(standin.terminate(), 0);
+}
+
+/// As an agent does that redirects by TPROXY or in eBPF: the original destination is then the socket's own address.
+fn without_nat() {
+    let lab = Lab::unredirected();
+    redirect_without_nat(&lab.a);
+    redirect(&lab.b);
+    let (_agent, mut standin) = lab.serve_both(&[]);
+    echo(&lab.b, "[::]:8080");
+    for (address, client) in [("10.244.0.3:8080", "10.244.0.2"), ("[fd00::3]:8080", "fd00::2")] {
+        let mut call = Call::open(&lab.a, address);
+        assert_eq!(call.seen_as(), client);
+        call.echo(b"untranslated");
+        call.finish(12);
+        let is_it =
+            |e: &Value| e["event"] == "conn-end" && e["direction"] == "outbound" && e["dst"] == address;
+        assert_eq!(standin.wait_for(is_it, address)["mtls"], true);
+    }
     assert_eq!(standin.terminate(), 0);
 }
 
