@@ -15,6 +15,8 @@ pub const TESTS: &[Test] = &[
     ("a service is reached through its IPv6 address", || meshed("[fd96::a]:80", "fd00::2")),
     ("a pod reaches itself through its service", hairpin),
     ("a redirection without NAT works too", without_nat),
+    ("a hold for transparent sockets lets it through", passes_the_hold),
+    ("without IPv6 only IPv4 is served", without_ipv6),
     ("what leaves the mesh is passed through", leaves_the_mesh),
     ("what enters in plaintext keeps its address", enters_in_plaintext),
     ("without transparency the application sees the proxy", without_transparency),
@@ -136,6 +138,41 @@ fn hairpin() {
         assert_eq!(call.seen_as(), client);
         call.echo(b"it is me");
         call.finish(8);
+    }
+    assert_eq!(standin.terminate(), 0);
+}
+
+/// As an agent does that tells ztunnel's listeners from an application's on the same ports.
+fn passes_the_hold() {
+    let lab = Lab::new();
+    let opening = "tcp dport {15001, 15006, 15008} tcp flags & (fin|syn|rst|ack) == syn";
+    for pod in [&lab.a, &lab.b] {
+        pod.sh(&format!(
+            "nft 'add chain inet standin hold {{ type filter hook input priority 0; }}; \
+             add rule inet standin hold {opening} socket transparent 1 accept; \
+             add rule inet standin hold {opening} drop'"
+        ));
+    }
+    let (_agent, mut standin) = lab.serve_both(&[]);
+    echo(&lab.b, "[::]:8080");
+    for (from, address) in [
+        (&lab.a, "10.244.0.3:8080"),
+        (&lab.a, "[fd00::3]:8080"),
+        (&lab.outside, "10.244.0.3:8080"),
+        (&lab.outside, "[fd00::3]:8080"),
+    ] {
+        Call::open(from, address).seen_as();
+    }
+    assert_eq!(standin.terminate(), 0);
+}
+
+fn without_ipv6() {
+    let lab = Lab::new();
+    let (_agent, mut standin) = lab.serve_both(&["--ipv6", "false"]);
+    echo(&lab.b, "[::]:8080");
+    assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").seen_as(), "10.244.0.2");
+    for address in ["[::1]:15001", "[::1]:15006", "[::1]:15008", "[::1]:15053"] {
+        assert!(lab.a.inside(|| TcpStream::connect(address)).is_err(), "{address} listens");
     }
     assert_eq!(standin.terminate(), 0);
 }
