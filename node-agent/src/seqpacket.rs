@@ -4,6 +4,7 @@
 //! Descriptors that arrive are owned before anything is judged, so no bad message leaks one. All calls are
 //! cancel-safe: a call that is dropped before it is ready has taken and sent nothing.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -181,6 +182,15 @@ impl Conn {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the kernel took a part of a packet"));
         }
         Ok(())
+    }
+
+    /// Whether a message, or the end, is there to be received now.
+    ///
+    /// # Errors
+    /// `poll`'s.
+    pub fn is_readable(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        Ok(nix::poll::poll(&mut fds, PollTimeout::ZERO)? > 0)
     }
 
     /// Who is at the other end.
