@@ -5,6 +5,7 @@
 //! | [`contract`] | the numbers, names and paths that belong to ztunnel, istiod and the CNI spec, and ours |
 //! | [`ids`] | small checked values: pod uid, netns id, interface name, mark |
 //! | [`cni`] | the CNI spec as types: netconf, CNI_ARGS, results, errors |
+//! | [`conflist`] | our entry in the primary CNI's list, put in and taken out as text |
 //! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
 //! | [`membership`] | the file that lets the plugin decide with no agent to ask |
 //! | [`facts`], [`selector`], [`enroll`] | who is in the mesh, and why |
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod cni;
+pub mod conflist;
 pub mod contract;
 pub mod enroll;
 pub mod facts;

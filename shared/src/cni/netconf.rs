@@ -4,7 +4,7 @@ use super::result::without_position;
 use super::{SpecVersion, code};
 use crate::contract::{AGENT_SOCKET, STATE_DIR};
 use crate::wire::AttachmentId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub struct Settings {
 }
 
 /// Pods that are never in the mesh and start without asking anybody.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExemptPod {
     /// Their namespace, exactly.
@@ -55,7 +55,7 @@ pub struct ExemptPod {
 }
 
 /// How much is logged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Failures.
