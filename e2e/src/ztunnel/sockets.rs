@@ -47,37 +47,63 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// The same, as made: not yet known to the runtime.
+struct Sockets {
+    dns_tcp: Vec<Socket>,
+    dns_udp: Vec<Socket>,
+    hbone: Socket,
+    inbound: Socket,
+    outbound: Socket,
+}
+
 impl Listeners {
     /// Opens every listener in `netns`, in ztunnel's order. None is left when one fails.
     ///
     /// # Errors
     /// Names the first address that could not be bound.
     pub async fn open(entrance: &Entrance, netns: &Netns, how: SocketOptions) -> Result<Self, BindError> {
-        let open = |address: SocketAddr, kind: Type| async move {
-            let make = move || listener(address, kind, how);
-            entrance.within(netns, make).await.map_err(|source| BindError { address, source })
-        };
-        let tcp = |address: SocketAddr| async move {
-            let socket = open(address, Type::STREAM).await?;
-            TcpListener::from_std(socket.into()).map_err(|source| BindError { address, source })
+        let not_entered =
+            |source| BindError { address: (Ipv4Addr::LOCALHOST, PORT_DNS_PROXY).into(), source };
+        let sockets = entrance.within(netns, move || Ok(Sockets::open(how))).await.map_err(not_entered)??;
+        sockets.listen().map_err(not_entered)
+    }
+}
+
+impl Sockets {
+    /// Opens them where the thread is.
+    fn open(how: SocketOptions) -> Result<Self, BindError> {
+        let open = |ip: IpAddr, port: u16, kind: Type| {
+            let address = SocketAddr::new(ip, port);
+            listener(address, kind, how).map_err(|source| BindError { address, source })
         };
         let any = if how.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
         let mut loopbacks = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
-        if how.ipv6 && entrance.within(netns, loopback_has_ipv6).await.unwrap_or(true) {
+        if how.ipv6 && loopback_has_ipv6() {
             loopbacks.push(Ipv6Addr::LOCALHOST.into());
         }
         let (mut dns_tcp, mut dns_udp) = (Vec::new(), Vec::new());
-        for address in loopbacks.into_iter().map(|ip| SocketAddr::new(ip, PORT_DNS_PROXY)) {
-            let socket = open(address, Type::DGRAM).await?;
-            dns_udp.push(UdpSocket::from_std(socket.into()).map_err(|source| BindError { address, source })?);
-            dns_tcp.push(tcp(address).await?);
+        for ip in loopbacks {
+            dns_udp.push(open(ip, PORT_DNS_PROXY, Type::DGRAM)?);
+            dns_tcp.push(open(ip, PORT_DNS_PROXY, Type::STREAM)?);
         }
         Ok(Self {
             dns_tcp,
             dns_udp,
-            hbone: tcp(SocketAddr::new(any, PORT_HBONE)).await?,
-            inbound: tcp(SocketAddr::new(any, PORT_INBOUND)).await?,
-            outbound: tcp(SocketAddr::new(any, PORT_OUTBOUND)).await?,
+            hbone: open(any, PORT_HBONE, Type::STREAM)?,
+            inbound: open(any, PORT_INBOUND, Type::STREAM)?,
+            outbound: open(any, PORT_OUTBOUND, Type::STREAM)?,
+        })
+    }
+
+    fn listen(self) -> io::Result<Listeners> {
+        let tcp = |socket: Socket| TcpListener::from_std(socket.into());
+        let udp = |socket: Socket| UdpSocket::from_std(socket.into());
+        Ok(Listeners {
+            dns_tcp: self.dns_tcp.into_iter().map(tcp).collect::<io::Result<_>>()?,
+            dns_udp: self.dns_udp.into_iter().map(udp).collect::<io::Result<_>>()?,
+            hbone: tcp(self.hbone)?,
+            inbound: tcp(self.inbound)?,
+            outbound: tcp(self.outbound)?,
         })
     }
 }
@@ -169,6 +195,7 @@ fn set_freebind(socket: &Socket, ipv6: bool) -> io::Result<()> {
 
 /// Whether `lo` is meant to have `::1`, read where the thread is. One that is merely down is the agent's mistake, and
 /// shows when the listener is bound.
-fn loopback_has_ipv6() -> io::Result<bool> {
-    Ok(std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6")?.trim() != "1")
+fn loopback_has_ipv6() -> bool {
+    // Where it cannot be read, the bind decides.
+    !std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|off| off.trim() == "1")
 }

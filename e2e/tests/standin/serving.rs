@@ -2,7 +2,7 @@
 
 use crate::Test;
 use crate::agent::Answer;
-use crate::lab::{Lab, PATIENCE};
+use crate::lab::{Lab, Netns, PATIENCE};
 use crate::protocol::{is_served, is_soon_not_served};
 use crate::traffic::{Call, echo};
 use nix::sys::signal::Signal;
@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = &[
     ("a drain has an end", drain_ends),
     ("after SIGKILL the next one serves", killed),
     ("two serve one pod", two_at_once),
+    ("500 pods are served within seconds", five_hundred),
     ("it waits for an agent", waits_for_an_agent),
     ("it does not start without its workloads", no_workloads),
 ];
@@ -116,6 +117,24 @@ fn two_at_once() {
     assert!(is_served(&lab.a) && is_served(&lab.b));
     assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").seen_as(), "10.244.0.2");
     assert_eq!(new.terminate(), 0);
+}
+
+fn five_hundred() {
+    let lab = Lab::unredirected();
+    let mut agent = lab.agent();
+    let mut standin = lab.standin(&[]);
+    agent.accept();
+    let pods: Vec<_> = (0..500).map(|_| Netns::new()).collect();
+    pods.iter().for_each(|pod| pod.sh("ip link set lo up"));
+    let began = Instant::now();
+    for (n, pod) in pods.iter().enumerate() {
+        agent.add(&format!("u{n}"), "pod-a", pod).expect_ack();
+    }
+    agent.snapshot_sent().expect_ack();
+    // An agent has two seconds for this, with its own work; a busy machine has more here.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert!(is_served(&pods[0]) && is_served(&pods[499]));
+    assert_eq!(standin.terminate(), 0);
 }
 
 fn waits_for_an_agent() {
