@@ -1,14 +1,19 @@
 //! The node agent: the doing. What it does is decided and planned in `sluice-shared`.
 
 pub mod admin;
+pub mod app;
 pub mod config;
+pub mod durable;
 pub mod health;
+pub mod journal;
 pub mod kernel;
 pub mod limits;
 pub mod metrics;
 pub mod names;
+pub mod reconcile;
 pub mod seqpacket;
 pub mod source;
 pub mod telemetry;
+pub mod workloads;
 pub mod yaml;
 pub mod zds;

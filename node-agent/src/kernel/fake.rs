@@ -72,6 +72,11 @@ impl RecordingKernel {
         id
     }
 
+    /// Lets [`Kernel::open`] find a namespace of this identity at `path`.
+    pub fn put(&self, path: impl Into<PathBuf>, id: NetnsId) {
+        self.lock().paths.insert(path.into(), id);
+    }
+
     /// What was carried out so far, failed calls included, in order.
     #[must_use]
     pub fn log(&self) -> Vec<(Place, Vec<KernelOp>)> {

@@ -1,0 +1,209 @@
+//! What one boot remembers, in `/run/sluice`: one file a pod, written so that a restart of the agent finds every pod
+//! again, and one for the cgroups whose marks are trusted. A tmpfs: a reboot empties it, as it does the namespaces.
+//!
+//! A file is replaced by rename, so that a reader never sees half of one. What cannot be read is set aside with a
+//! warning: the pod is then found again by its next event, never mistaken for another.
+
+use crate::durable;
+use serde::{Deserialize, Serialize};
+use sluice_shared::ids::{NetnsId, PodRef, PodUid};
+use sluice_shared::plan::CgroupRef;
+use sluice_shared::wire::AttachmentId;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+/// The format's version; files of another are set aside.
+const VERSION: u32 = 1;
+
+/// How to reach a pod's namespace, as ADD vouched for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sandbox {
+    /// Whose.
+    pub uid: PodUid,
+    /// By name.
+    pub pod: PodRef,
+    /// Its service account, once the source has said it: ztunnel finds the workload by it.
+    #[serde(default)]
+    pub service_account: Option<String>,
+    /// The attachment that carries the pod's address; `None` when no ADD but the source showed it.
+    pub attachment: Option<AttachmentId>,
+    /// The path that the runtime gave.
+    pub path: PathBuf,
+    /// Which namespace was there.
+    pub netns: NetnsId,
+    /// The pod's addresses, from prevResult.
+    pub ips: Vec<IpAddr>,
+    /// Whether the pod was redirected. Its rules are then looked for after a restart.
+    pub redirected: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    body: T,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Guard {
+    cgroups: BTreeSet<CgroupRef>,
+}
+
+/// The directory of these files.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    dir: PathBuf,
+}
+
+impl Journal {
+    /// Uses `<run_dir>/pods` and `<run_dir>/guard.json`, made with mode 0700 if missing.
+    ///
+    /// # Errors
+    /// When the directory cannot be made.
+    pub fn open(run_dir: &Path) -> io::Result<Self> {
+        durable::private_dir(&run_dir.join("pods"))?;
+        Ok(Self { dir: run_dir.to_owned() })
+    }
+
+    /// Remembers a pod.
+    ///
+    /// # Errors
+    /// When the file cannot be written; the pod is then not found again after a restart.
+    pub fn remember(&self, sandbox: &Sandbox) -> io::Result<()> {
+        durable::replace(&self.pod_file(&sandbox.uid), &encode(sandbox)?, durable::Sync::No)
+    }
+
+    /// Forgets a pod; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be removed.
+    pub fn forget(&self, uid: &PodUid) -> io::Result<()> {
+        match std::fs::remove_file(self.pod_file(uid)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every pod that this boot has seen.
+    ///
+    /// # Errors
+    /// When the directory cannot be read. A file in it that cannot is set aside as `<name>.bad`, with a warning.
+    pub fn pods(&self) -> io::Result<Vec<Sandbox>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(self.dir.join("pods"))? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match decode::<Sandbox>(&path) {
+                Ok(sandbox) if self.pod_file(&sandbox.uid) == path => found.push(sandbox),
+                Ok(sandbox) => set_aside(&path, &format!("it is about another pod, {}", sandbox.uid)),
+                Err(e) => set_aside(&path, &e.to_string()),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Remembers whose marks are trusted.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn remember_guard(&self, cgroups: &BTreeSet<CgroupRef>) -> io::Result<()> {
+        let guard = Guard { cgroups: cgroups.clone() };
+        durable::replace(&self.dir.join("guard.json"), &encode(&guard)?, durable::Sync::No)
+    }
+
+    /// Whose marks were trusted; nobody's if that is not known.
+    #[must_use]
+    pub fn guard(&self) -> BTreeSet<CgroupRef> {
+        let path = self.dir.join("guard.json");
+        match decode::<Guard>(&path) {
+            Ok(guard) => guard.cgroups,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(e) => {
+                set_aside(&path, &e.to_string());
+                BTreeSet::new()
+            }
+        }
+    }
+
+    fn pod_file(&self, uid: &PodUid) -> PathBuf {
+        self.dir.join("pods").join(format!("{uid}.json"))
+    }
+}
+
+fn encode(body: &impl Serialize) -> io::Result<Vec<u8>> {
+    Ok(serde_json::to_vec(&Versioned { version: VERSION, body })?)
+}
+
+fn decode<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {
+    let versioned: Versioned<T> = serde_json::from_slice(&std::fs::read(path)?)?;
+    if versioned.version == VERSION {
+        Ok(versioned.body)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, format!("version {} is not {VERSION}", versioned.version)))
+    }
+}
+
+fn set_aside(path: &Path, why: &str) {
+    tracing::warn!(path = %path.display(), why, "journal file cannot be used; set aside as .bad");
+    let _ = std::fs::rename(path, path.with_extension("bad"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(uid: &str) -> Sandbox {
+        Sandbox {
+            uid: PodUid::new(uid).unwrap(),
+            pod: PodRef::new("demo", "a"),
+            service_account: Some("sa".into()),
+            attachment: Some(AttachmentId { container_id: "c1".into(), ifname: "eth0".into() }),
+            path: "/run/netns/a".into(),
+            netns: NetnsId { dev: 4, inode: 4026532000 },
+            ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            redirected: true,
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_found_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.remember(&sandbox("u1")).unwrap();
+        journal.remember(&Sandbox { redirected: false, ..sandbox("u1") }).unwrap();
+        assert_eq!(journal.pods().unwrap(), [Sandbox { redirected: false, ..sandbox("u1") }]);
+        journal.forget(&sandbox("u1").uid).unwrap();
+        journal.forget(&sandbox("u1").uid).unwrap();
+        assert!(journal.pods().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_set_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.remember(&sandbox("u1")).unwrap();
+        let pods = dir.path().join("pods");
+        std::fs::write(pods.join("half.json"), b"{\"version\":1,").unwrap();
+        std::fs::write(pods.join("later.json"), b"{\"version\":9}").unwrap();
+        std::fs::copy(pods.join("u1.json"), pods.join("u2.json")).unwrap();
+        assert_eq!(journal.pods().unwrap(), [sandbox("u1")]);
+        for name in ["half.bad", "later.bad", "u2.bad"] {
+            assert!(pods.join(name).exists(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_guard_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        assert!(journal.guard().is_empty());
+        let cgroups = BTreeSet::from([CgroupRef { level: 2, id: 7, path: "kubepods/z".into() }]);
+        journal.remember_guard(&cgroups).unwrap();
+        assert_eq!(journal.guard(), cgroups);
+    }
+}

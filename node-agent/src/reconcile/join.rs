@@ -1,0 +1,355 @@
+//! Into the mesh: a new pod at ADD, and a pod that was running already.
+//!
+//! A new pod's rules come before ztunnel is asked: nothing of it may reach the wire in plaintext. A running pod's come
+//! after: until ztunnel listens in it, its connections keep the path they have.
+
+use super::pod::{Grip, PodTask, Redirected};
+use super::{Message, Whereabouts, share_an_address, sockets};
+use crate::journal::Sandbox;
+use crate::kernel::{Fingerprint, KernelError, Netns};
+use crate::metrics::{AddPhase, KernelStep};
+use crate::zds::AddError;
+use sluice_shared::admin::State;
+use sluice_shared::cni::code;
+use sluice_shared::enroll::{Overrides, Verdict};
+use sluice_shared::ids::PodRef;
+use sluice_shared::lower::{self, Step};
+use sluice_shared::op::KernelOp;
+use sluice_shared::plan::{self, Older, RedirectPlan, Stage};
+use sluice_shared::wire::{Attachment, Reply};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// How long a running pod's hand-over may take before it is tried again; the pod works meanwhile.
+const LIVE_HANDOVER: Duration = Duration::from_secs(6);
+
+impl PodTask {
+    /// The plugin's ADD: answered when the pod is captured, or outside the mesh.
+    pub(super) async fn add(&mut self, attachment: Attachment, netns: OwnedFd, deadline: Instant) -> Reply {
+        let began = Instant::now();
+        let netns = match self.cx.kernel.run(move |kernel| kernel.adopt(netns)).await {
+            Ok(netns) => Arc::new(netns),
+            Err(error) => return refusal(code::WRONG_NETNS, &attachment, &error.to_string()),
+        };
+        if self.is_secondary(&attachment, &netns) {
+            return Reply::Ok { outcome: "outside: not the attachment that carries the pod's address".into() };
+        }
+        self.take_sandbox(attachment.clone(), &netns).await;
+        let reply = if self.knows_enough() {
+            match self.verdict() {
+                Verdict::Outside(reason) => {
+                    self.remember(false);
+                    self.settle().await;
+                    Reply::Ok { outcome: format!("outside: {reason}") }
+                }
+                Verdict::InMesh { overrides, because } => {
+                    match self.enroll_new(&netns, &overrides, deadline).await {
+                        Ok(()) => Reply::Ok { outcome: "captured".into() },
+                        Err((code, why)) => refusal(code, &attachment, &format!("{why} ({because})")),
+                    }
+                }
+            }
+        } else {
+            // The switchboard lets an ADD through before the source has spoken only where the plugin itself would.
+            self.remember(false);
+            self.show(State::Pending, "started before its membership was known; it is adopted when it is".into());
+            Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
+        };
+        self.cx.metrics.add_took(AddPhase::Total, began.elapsed());
+        reply
+    }
+
+    /// A second interface of the same sandbox (Multus) is not what the mesh captures.
+    fn is_secondary(&self, attachment: &Attachment, netns: &Netns) -> bool {
+        self.sandbox.as_ref().is_some_and(|sandbox| {
+            let ours = sandbox.attachment.as_ref();
+            sandbox.netns == netns.id()
+                && ours.is_some_and(|id| {
+                    id.container_id == attachment.id.container_id && id.ifname != attachment.id.ifname
+                })
+        })
+    }
+
+    /// Makes the new sandbox the pod's, and lets go of what held its namespace, or this pod, before.
+    async fn take_sandbox(&mut self, attachment: Attachment, netns: &Arc<Netns>) {
+        if self.netns_id().is_some_and(|id| id != netns.id()) {
+            self.release("a new sandbox took its place").await;
+        }
+        // ztunnel must never serve one namespace under two uids: it would mix their identities.
+        for other in self.cx.registry.holders(netns.id()).into_iter().filter(|uid| *uid != self.entry.uid) {
+            let (done, wait) = oneshot::channel();
+            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done)).is_ok() {
+                let _ = wait.await;
+            }
+        }
+        let service_account = self.facts.as_ref().map(|facts| facts.service_account.clone());
+        self.sandbox = Some(Sandbox {
+            uid: self.entry.uid.clone(),
+            pod: attachment.pod.unwrap_or_else(|| PodRef::new("", "")),
+            service_account,
+            attachment: Some(attachment.id),
+            path: attachment.netns.into(),
+            netns: netns.id(),
+            ips: attachment.ips,
+            redirected: false,
+        });
+    }
+
+    /// Rules, then ztunnel, then the answer.
+    async fn enroll_new(
+        &mut self,
+        netns: &Arc<Netns>,
+        overrides: &Overrides,
+        deadline: Instant,
+    ) -> Result<(), (u32, String)> {
+        let plan = self.plan(overrides, Stage::Redirect(Older::None)).await;
+        self.note_membership();
+        self.hand(self.workload(netns));
+        self.commit(netns, plan, false).await.map_err(|error| {
+            self.pending(format!("its rules could not be installed: {error}"));
+            (code::REDIRECT_FAILED, format!("its rules could not be installed: {error}"))
+        })?;
+        self.remember(true);
+        if let Err(error) = self.hand_over(netns, deadline).await {
+            self.pending(format!("waiting for ztunnel: {error}"));
+            return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
+        }
+        self.retry_at_once();
+        self.confirm().await;
+        match self.entry.showing().status.clone() {
+            status if status.state == State::Enabled => Ok(()),
+            status => Err((code::TRY_AGAIN_LATER, status.reason)),
+        }
+    }
+
+    /// Makes sure that the plugin, with no agent to ask, will know that this namespace holds pods of the mesh.
+    fn note_membership(&self) {
+        if let Some(facts) = self.known_facts() {
+            self.cx.members.holds_a_pod(&facts.namespace);
+        }
+    }
+
+    /// A pod that runs, and is to be in the mesh.
+    pub(super) async fn join(&mut self, overrides: &Overrides) {
+        self.note_membership();
+        let netns = match self.find_namespace().await {
+            Ok(netns) => netns,
+            Err(why) => return self.pending(why),
+        };
+        let seen = {
+            let netns = Arc::clone(&netns);
+            self.cx
+                .kernel
+                .run(move |kernel| {
+                    let seen = kernel.observe(&netns)?;
+                    let kept =
+                        if seen.rules.is_some() { kernel.kept_flows(&netns)? } else { Default::default() };
+                    Ok((seen, kept))
+                })
+                .await
+        };
+        let result = match seen {
+            Ok((seen, kept)) if seen.rules.is_some() => self.reclaim(&netns, overrides, kept).await,
+            Ok(_) => self.enroll_live(&netns, overrides).await,
+            Err(error) => Err(format!("its namespace cannot be looked at: {error}")),
+        };
+        match result {
+            Ok(()) => {
+                self.remember(true);
+                self.confirm().await;
+            }
+            Err(why) => self.pending(why),
+        }
+    }
+
+    /// Rules of ours are there already: a predecessor of this agent put them in. They are replaced, in one
+    /// transaction, by today's, and keep the connections that they kept.
+    async fn reclaim(
+        &mut self,
+        netns: &Arc<Netns>,
+        overrides: &Overrides,
+        kept: std::collections::BTreeSet<plan::Flow>,
+    ) -> Result<(), String> {
+        self.hand(self.workload(netns));
+        let older = if kept.is_empty() { Older::None } else { Older::Kept(kept) };
+        let plan = self.plan(overrides, Stage::Redirect(older)).await;
+        self.replace(netns, plan).await.map_err(|error| format!("its rules could not be renewed: {error}"))?;
+        if let Some(watch) = &self.cx.watch {
+            watch.follow(netns);
+        }
+        Ok(())
+    }
+
+    /// ztunnel first, then the rules, then the rules narrowed to the connections that were there.
+    async fn enroll_live(&mut self, netns: &Arc<Netns>, overrides: &Overrides) -> Result<(), String> {
+        self.hand(self.workload(netns));
+        self.hand_over(netns, Instant::now() + LIVE_HANDOVER)
+            .await
+            .map_err(|error| format!("waiting for ztunnel: {error}"))?;
+        let older = if self.cx.settings.keep_existing { Older::AnyMidStream } else { Older::None };
+        let plan = self.plan(overrides, Stage::Redirect(older)).await;
+        self.commit(netns, plan, true)
+            .await
+            .map_err(|error| format!("its rules could not be installed: {error}"))?;
+        self.narrow().await.map_err(|error| format!("its older connections could not be listed: {error}"))
+    }
+
+    /// Right after the commit of a running pod's rules: from "any mid-stream packet keeps its path" to exactly the
+    /// connections that were there.
+    pub(super) async fn narrow(&mut self) -> Result<(), KernelError> {
+        let Grip::Redirected(held) = &self.grip else { return Ok(()) };
+        if held.plan.stage != Stage::Redirect(Older::AnyMidStream) {
+            return Ok(());
+        }
+        let (netns, mut plan) = (Arc::clone(&held.netns), held.plan.clone());
+        let listed = Arc::clone(&netns);
+        let found = self.cx.kernel.run(move |kernel| kernel.sockets(&listed)).await?;
+        let kept = sockets::older_flows(&found);
+        tracing::info!(uid = %self.entry.uid, connections = kept.len(), "older connections keep their path");
+        plan.stage = Stage::Redirect(if kept.is_empty() { Older::None } else { Older::Kept(kept) });
+        self.replace(&netns, plan).await
+    }
+
+    /// Opens the pod's namespace, and makes sure that it is the pod's: by the inode that ADD vouched for, or, where
+    /// only the source names a path, by the pod's address in it.
+    async fn find_namespace(&mut self) -> Result<Arc<Netns>, String> {
+        let Some(Whereabouts { path, netns: vouched }) = self.whereabouts() else {
+            return Err("its network namespace is not known: no ADD was seen for it, and the source names no path".into());
+        };
+        let ips = self.ips();
+        if ips.is_empty() {
+            return Err("it has no address yet".into());
+        }
+        let netns = self.cx.open(&path).await.map_err(|error| error.to_string());
+        let netns = match netns {
+            Ok(netns) => Arc::new(netns),
+            Err(why) => {
+                self.forget_sandbox_of_source();
+                return Err(why);
+            }
+        };
+        match vouched {
+            Some(id) if id == netns.id() => return Ok(netns),
+            Some(id) => {
+                let found = netns.id();
+                self.forget_sandbox_of_source();
+                return Err(format!("{} was {id} and is {found} now: not the pod's", path.display()));
+            }
+            None => {}
+        }
+        let there = Arc::clone(&netns);
+        let found = self.cx.kernel.run(move |kernel| kernel.addresses(&there)).await.map_err(|e| e.to_string())?;
+        if !share_an_address(&found, &ips) {
+            return Err(format!("{} has none of the pod's addresses {ips:?}: not the pod's", path.display()));
+        }
+        if let Some(other) = self.cx.registry.holders(netns.id()).iter().find(|uid| **uid != self.entry.uid) {
+            return Err(format!("{} is held by the pod with uid {other}", path.display()));
+        }
+        let facts = self.facts.as_ref();
+        self.sandbox = Some(Sandbox {
+            uid: self.entry.uid.clone(),
+            pod: facts.map_or_else(|| PodRef::new("", ""), |facts| facts.pod_ref()),
+            service_account: facts.map(|facts| facts.service_account.clone()),
+            attachment: None,
+            path,
+            netns: netns.id(),
+            ips: Vec::new(),
+            redirected: false,
+        });
+        Ok(netns)
+    }
+
+    /// A path that only the source named may name another namespace next time; one that ADD vouched for may not.
+    fn forget_sandbox_of_source(&mut self) {
+        if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_none()) {
+            self.sandbox = None;
+        }
+    }
+
+    /// The plan for the pod as things stand.
+    pub(super) async fn plan(&self, overrides: &Overrides, stage: Stage) -> RedirectPlan {
+        let ports = self.facts.as_ref().map(|facts| facts.probe_ports.clone()).unwrap_or_default();
+        let door = self.cx.host.door(&self.ips(), &ports).await;
+        let (guard, hold) = (self.cx.trust.guard(), *self.cx.hold.borrow());
+        plan::redirect(overrides, &self.cx.settings.redirect, stage, door, guard, hold)
+    }
+
+    /// Puts a plan in force in a namespace that has none, and takes note of what the kernel then shows.
+    async fn commit(&mut self, netns: &Arc<Netns>, plan: RedirectPlan, live: bool) -> Result<(), KernelError> {
+        let ops = lower::lower(self.cx.settings.backend, Step::Enroll { plan: &plan, live });
+        self.apply(netns, plan, ops).await?;
+        if let Some(watch) = &self.cx.watch {
+            watch.follow(netns);
+        }
+        Ok(())
+    }
+
+    /// Puts another plan in the place of the one in force, in one transaction.
+    pub(super) async fn replace(&mut self, netns: &Arc<Netns>, plan: RedirectPlan) -> Result<(), KernelError> {
+        let ops = lower::lower(self.cx.settings.backend, Step::Replace(&plan));
+        self.apply(netns, plan, ops).await
+    }
+
+    pub(super) async fn apply(
+        &mut self,
+        netns: &Arc<Netns>,
+        plan: RedirectPlan,
+        ops: Vec<KernelOp>,
+    ) -> Result<(), KernelError> {
+        let began = Instant::now();
+        let there = Arc::clone(netns);
+        let rules: Option<Fingerprint> = self
+            .cx
+            .kernel
+            .run(move |kernel| {
+                kernel.run(&there, &ops)?;
+                Ok(kernel.observe(&there)?.rules)
+            })
+            .await
+            .inspect_err(|_| self.cx.metrics.kernel_error(KernelStep::Enroll))?;
+        self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
+        let held = Redirected { netns: Arc::clone(netns), plan, rules };
+        match &mut self.grip {
+            Grip::Draining { held: draining, .. } if held.plan.stage == Stage::Drain => *draining = held,
+            _ => self.grip = Grip::Redirected(held),
+        }
+        Ok(())
+    }
+
+    /// Hands the pod over to ztunnel and waits for its word.
+    pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
+        let Some(workload) = self.workload(netns) else { return Ok(()) };
+        let began = Instant::now();
+        let peer = self.cx.ztunnel.add(workload, deadline).await?;
+        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
+        self.acked_by.insert(peer.connection);
+        Ok(())
+    }
+
+    /// A pod that was leaving, and is wanted again: what is direct now stays direct, what begins is captured.
+    pub(super) async fn rejoin(&mut self, overrides: &Overrides) {
+        let Grip::Draining { held, .. } = &self.grip else { return };
+        let netns = Arc::clone(&held.netns);
+        let listed = Arc::clone(&netns);
+        let result = match self.cx.kernel.run(move |kernel| kernel.sockets(&listed)).await {
+            Ok(found) => {
+                let older = Older::Kept(sockets::older_flows(&found));
+                let plan = self.plan(overrides, Stage::Redirect(older)).await;
+                self.replace(&netns, plan).await
+            }
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => self.confirm().await,
+            Err(error) => self.pending(format!("its rules could not be put back: {error}")),
+        }
+    }
+}
+
+fn refusal(code: u32, attachment: &Attachment, why: &str) -> Reply {
+    let pod = attachment.pod.as_ref().map_or_else(|| attachment.id.container_id.clone(), ToString::to_string);
+    Reply::Error { code, msg: format!("pod {pod}: {why}; see: sluicectl why {pod}"), details: String::new() }
+}

@@ -1,0 +1,363 @@
+//! From events to captured pods, in one direction: event → decide → plan → lower → kernel → ztunnel → status → reply.
+//!
+//! Each pod has one task ([`pod`]) that does one step at a time; pods do not wait for each other. This file is the
+//! switchboard: it keeps what all pods share and passes every event on to the pods that it concerns.
+
+mod host;
+mod join;
+mod leave;
+mod members;
+mod pod;
+mod sockets;
+mod verify;
+mod view;
+mod ztunnel;
+
+#[cfg(test)]
+mod tests;
+
+pub use host::HostTable;
+pub use members::Members;
+pub use view::NodeView;
+pub use ztunnel::{Trust, ZtunnelHooks, keep_hold};
+
+use crate::journal::{Journal, Sandbox};
+use crate::kernel::{Netns, Pool};
+use crate::metrics::Metrics;
+use crate::source::{CniCall, Event};
+use crate::workloads::Registry;
+use crate::zds;
+use sluice_shared::admin::PodStatus;
+use sluice_shared::cni::code;
+use sluice_shared::enroll::EnrollPolicy;
+use sluice_shared::facts::{NamespaceFacts, PodFacts};
+use sluice_shared::ids::{NetnsId, PodUid};
+use sluice_shared::lower::Backend;
+use sluice_shared::membership::Fallback;
+use sluice_shared::plan::{Hold, RedirectConfig};
+use sluice_shared::wire::{Attachment, AttachmentId, Reply, Verb};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+/// What the configuration says, as far as it concerns pods.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who is in the mesh.
+    pub policy: EnrollPolicy,
+    /// The node's part of every plan.
+    pub redirect: RedirectConfig,
+    /// How rules get into the kernel here.
+    pub backend: Backend,
+    /// Whether connections that are older than a pod's enrolment are left alone.
+    pub keep_existing: bool,
+    /// How long a leaving pod waits for its proxied connections.
+    pub drain_timeout: Duration,
+    /// How long an ADD may take; below the plugin's own limit.
+    pub add_timeout: Duration,
+}
+
+/// What all pods share.
+pub struct Context {
+    /// From the configuration.
+    pub settings: Settings,
+    /// The way to the kernel.
+    pub kernel: Arc<Pool>,
+    /// The way to ztunnel.
+    pub ztunnel: zds::Handle,
+    /// Every pod's mailbox and last showing.
+    pub registry: Arc<Registry>,
+    /// What this boot remembers.
+    pub journal: Journal,
+    /// What the plugin goes by when no agent answers.
+    pub members: Members,
+    /// The host's table, for the probe strategy `snat`.
+    pub host: HostTable,
+    /// Whose marks are trusted.
+    pub trust: Arc<Trust>,
+    /// Whether SYNs to absent listeners are held or refused.
+    pub hold: watch::Receiver<Hold>,
+    /// Follows pods' namespaces for changes.
+    pub watch: Option<crate::kernel::WatchHandle>,
+    /// Whether the source has said everything that was there at the start.
+    pub synced: watch::Sender<bool>,
+    /// Counted for operators.
+    pub metrics: Metrics,
+    /// What the source shows of namespaces.
+    pub namespaces: Namespaces,
+}
+
+/// What the source shows of namespaces: written by the switchboard, read by every pod.
+#[derive(Default)]
+pub struct Namespaces(RwLock<HashMap<String, NamespaceFacts>>);
+
+/// What a pod's task is told. Tasks take them one by one.
+pub enum Message {
+    /// The source shows the pod, or no longer does.
+    Facts(Option<Box<PodFacts>>),
+    /// What was remembered of the pod from before a restart. Answered when it is part of ztunnel's snapshot, or found
+    /// not to be there any more.
+    Remembered(Sandbox, oneshot::Sender<()>),
+    /// Something that the pod's plan depends on has changed. Answered when the pod has acted on it.
+    Resettle(Option<oneshot::Sender<()>>),
+    /// The plugin: a sandbox was made.
+    Add {
+        /// Which.
+        attachment: Attachment,
+        /// Its namespace, as handed over.
+        netns: OwnedFd,
+        /// When the answer must be there.
+        deadline: Instant,
+        /// Where it goes.
+        reply: oneshot::Sender<Reply>,
+    },
+    /// The plugin: a sandbox goes away.
+    Del {
+        /// Which.
+        attachment: Attachment,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply>,
+    },
+    /// The plugin: is what ADD did still there?
+    Check {
+        /// Which sandbox.
+        attachment: Attachment,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Reply>,
+    },
+    /// The runtime's list of valid attachments: forget the pod's if it is not among them.
+    Retain(Arc<BTreeSet<AttachmentId>>),
+    /// Something in the pod's namespace may have changed.
+    Look,
+    /// A ztunnel answered for the pod.
+    Answered {
+        /// Which connection.
+        connection: u64,
+        /// What it said.
+        answer: Result<(), String>,
+    },
+    /// A ztunnel's connection is gone.
+    Disconnected(u64),
+    /// Another pod has been handed this namespace: let go of it, and say so when it is done.
+    Yield(NetnsId, oneshot::Sender<()>),
+    /// `sluicectl why`: look afresh, and tell.
+    Inspect(oneshot::Sender<PodStatus>),
+}
+
+/// Passes events on.
+pub struct Reconciler {
+    cx: Arc<Context>,
+    /// ADDs that wait for the source's first complete list.
+    early: Vec<(Attachment, OwnedFd, oneshot::Sender<Reply>)>,
+    /// Which pods each namespace holds, so that a label reaches them.
+    pods_of: BTreeMap<String, BTreeSet<PodUid>>,
+    namespace_of: HashMap<PodUid, String>,
+}
+
+impl Context {
+    /// What is known of a namespace.
+    #[must_use]
+    pub fn namespace(&self, name: &str) -> Option<NamespaceFacts> {
+        self.namespaces.get(name)
+    }
+
+    /// Sends to a pod's task, starting one if the pod is new.
+    pub fn tell(self: &Arc<Self>, uid: &PodUid, message: Message) {
+        self.registry.send(uid, message, |entry, messages| {
+            tokio::spawn(pod::PodTask::new(Arc::clone(self), entry, messages).run());
+        });
+    }
+
+    /// Opens a namespace by path, on a thread that may.
+    async fn open(&self, path: &Path) -> Result<Netns, crate::kernel::KernelError> {
+        let path = path.to_owned();
+        self.kernel.run(move |kernel| kernel.open(&path)).await
+    }
+}
+
+impl Namespaces {
+    fn get(&self, name: &str) -> Option<NamespaceFacts> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn set(&self, name: &str, facts: Option<NamespaceFacts>) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        match facts {
+            Some(facts) => known.insert(name.to_owned(), facts),
+            None => known.remove(name),
+        };
+    }
+}
+
+impl Reconciler {
+    /// A reconciler for what `cx` joins.
+    #[must_use]
+    pub fn new(cx: Arc<Context>) -> Self {
+        Self { cx, early: Vec::new(), pods_of: BTreeMap::new(), namespace_of: HashMap::new() }
+    }
+
+    /// Acts on events until the sources are gone. `recalled` is told when the journal's pods have been looked at.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, recalled: watch::Sender<bool>) {
+        self.recall(recalled);
+        while let Some(event) = events.recv().await {
+            self.take(event);
+        }
+    }
+
+    /// Starts a task for every pod that this boot has seen.
+    fn recall(&self, recalled: watch::Sender<bool>) {
+        let sandboxes = self.cx.journal.pods().unwrap_or_else(|error| {
+            tracing::error!(%error, "the journal cannot be read; pods are found again by their next event");
+            Vec::new()
+        });
+        tracing::info!(pods = sandboxes.len(), "journal read");
+        let mut waits = Vec::new();
+        for sandbox in sandboxes {
+            let (done, wait) = oneshot::channel();
+            waits.push(wait);
+            self.cx.tell(&sandbox.uid.clone(), Message::Remembered(sandbox, done));
+        }
+        tokio::spawn(async move {
+            for wait in waits {
+                let _ = wait.await;
+            }
+            recalled.send_replace(true);
+        });
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Pod(pod) => self.pod(pod),
+            Event::PodGone(uid) => {
+                if let Some(namespace) = self.namespace_of.remove(&uid)
+                    && let Some(pods) = self.pods_of.get_mut(&namespace)
+                {
+                    pods.remove(&uid);
+                }
+                let _ = self.cx.registry.send_existing(&uid, Message::Facts(None));
+            }
+            Event::Namespace(namespace) => self.namespace(&namespace.name.clone(), Some(namespace)),
+            Event::NamespaceGone(name) => self.namespace(&name, None),
+            Event::Synced => {
+                self.cx.members.synced();
+                self.cx.synced.send_replace(true);
+                self.cx.registry.broadcast(|| Message::Resettle(None));
+                for (attachment, netns, reply) in std::mem::take(&mut self.early) {
+                    self.add(attachment, netns, reply);
+                }
+            }
+            Event::Cni(call) => self.cni(call),
+        }
+    }
+
+    fn pod(&mut self, pod: Box<PodFacts>) {
+        self.pods_of.entry(pod.namespace.clone()).or_default().insert(pod.uid.clone());
+        self.namespace_of.insert(pod.uid.clone(), pod.namespace.clone());
+        self.cx.tell(&pod.uid.clone(), Message::Facts(Some(pod)));
+    }
+
+    fn namespace(&mut self, name: &str, facts: Option<NamespaceFacts>) {
+        self.cx.namespaces.set(name, facts.clone());
+        self.cx.members.namespace(name, facts.as_ref(), &self.cx.settings.policy);
+        // Pods that only ADD has shown are in no index here; they are few, and settling is cheap.
+        self.cx.registry.broadcast(|| Message::Resettle(None));
+    }
+
+    fn cni(&mut self, call: CniCall) {
+        let CniCall { verb, netns, reply } = call;
+        match verb {
+            Verb::Add(attachment) => match netns {
+                Some(netns) => self.add(attachment, netns, reply),
+                None => answer_error(reply, code::WRONG_NETNS, "ADD came without a network namespace".into()),
+            },
+            Verb::Del(attachment) => match self.uid_of(&attachment) {
+                Some(uid) => {
+                    if let Err(Message::Del { reply, .. }) =
+                        self.cx.registry.send_existing(&uid, Message::Del { attachment, reply })
+                    {
+                        answer_ok(reply, "not known here");
+                    }
+                }
+                None => answer_ok(reply, "not known here"),
+            },
+            Verb::Check(attachment) => match self.uid_of(&attachment) {
+                Some(uid) => {
+                    if let Err(Message::Check { reply, .. }) =
+                        self.cx.registry.send_existing(&uid, Message::Check { attachment, reply })
+                    {
+                        answer_ok(reply, "outside: not known here");
+                    }
+                }
+                None => answer_ok(reply, "outside: not known here"),
+            },
+            Verb::Gc { valid } => {
+                let valid = Arc::new(BTreeSet::from_iter(valid));
+                self.cx.registry.broadcast(|| Message::Retain(Arc::clone(&valid)));
+                answer_ok(reply, "attachments compared");
+            }
+            Verb::Status => answer_ok(reply, "serving"),
+            Verb::Log { .. } => answer_ok(reply, "logged"),
+        }
+    }
+
+    /// Before the source has spoken, an ADD is treated as the plugin would with no agent: a pod that may be in the mesh
+    /// waits (the plugin's own limit ends the wait), any other starts at once and is adopted if it turns out to be.
+    fn add(&mut self, attachment: Attachment, netns: OwnedFd, reply: oneshot::Sender<Reply>) {
+        let Some(uid) = self.uid_of(&attachment) else {
+            answer_ok(reply, "outside: no Kubernetes pod");
+            return;
+        };
+        let namespace = attachment.pod.as_ref().map_or("", |pod| pod.namespace.as_str());
+        let must_wait = matches!(self.cx.members.without_source(namespace), Fallback::Wait(_));
+        if must_wait && !*self.cx.synced.borrow() {
+            self.early.push((attachment, netns, reply));
+            return;
+        }
+        let deadline = Instant::now() + self.cx.settings.add_timeout;
+        self.cx.tell(&uid, Message::Add { attachment, netns, deadline, reply });
+    }
+
+    /// The pod that an attachment belongs to. Old runtimes do not say the uid: then it is looked up by name among the
+    /// pods that the source has shown, else made from the container id, which names one sandbox of one pod.
+    fn uid_of(&self, attachment: &Attachment) -> Option<PodUid> {
+        if let Some(uid) = &attachment.uid {
+            return Some(uid.clone());
+        }
+        let pod = attachment.pod.as_ref()?;
+        let candidates = self.pods_of.get(&pod.namespace);
+        let by_name = candidates.and_then(|uids| {
+            let showings = self.cx.registry.showings();
+            showings
+                .iter()
+                .find(|s| s.status.name == pod.name && uids.contains(&s.status.uid))
+                .map(|s| s.status.uid.clone())
+        });
+        by_name.or_else(|| PodUid::new(format!("sandbox-{:.50}", attachment.id.container_id)).ok())
+    }
+}
+
+fn answer_ok(reply: oneshot::Sender<Reply>, outcome: &str) {
+    let _ = reply.send(Reply::Ok { outcome: outcome.to_owned() });
+}
+
+fn answer_error(reply: oneshot::Sender<Reply>, code: u32, msg: String) {
+    let _ = reply.send(Reply::Error { code, msg, details: String::new() });
+}
+
+/// Whether two lists share an address: the proof that a namespace is the pod's.
+fn share_an_address(found: &[IpAddr], claimed: &[IpAddr]) -> bool {
+    found.iter().any(|ip| claimed.iter().any(|claim| claim.to_canonical() == ip.to_canonical()))
+}
+
+/// Where a pod's namespace was said to be.
+#[derive(Clone, Debug)]
+struct Whereabouts {
+    path: PathBuf,
+    /// The namespace that was there when ADD vouched for it; `None` when only the source names the path.
+    netns: Option<NetnsId>,
+}

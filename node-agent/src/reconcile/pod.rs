@@ -1,0 +1,441 @@
+//! One pod's task: it alone changes anything about the pod, one step at a time.
+//!
+//! What the pod *should* be follows from facts by `enroll::decide`; what it *is* is its [`Grip`]. Every message ends in
+//! [`PodTask::settle`], which takes the one step that leads from the one to the other. A step that fails leaves the
+//! pod `pending` with the reason, and is tried again.
+
+use super::{Context, Message, Whereabouts, answer_error, answer_ok};
+use crate::journal::Sandbox;
+use crate::kernel::{Fingerprint, Netns};
+use crate::workloads::Entry;
+use crate::zds;
+use sluice_shared::admin::{PodStatus, State};
+use sluice_shared::cni::code;
+use sluice_shared::enroll::{self, Overrides, Reason, Verdict};
+use sluice_shared::facts::{Phase, PodFacts, StringMap};
+use sluice_shared::ids::NetnsId;
+use sluice_shared::plan::RedirectPlan;
+use sluice_shared::wire::{Attachment, Reply};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(15);
+
+/// A pod and its task.
+pub(super) struct PodTask {
+    pub(super) cx: Arc<Context>,
+    pub(super) entry: Arc<Entry>,
+    messages: mpsc::UnboundedReceiver<Message>,
+    /// What the source shows.
+    pub(super) facts: Option<Box<PodFacts>>,
+    /// How to reach the namespace, as ADD vouched for it or as the source's path was verified.
+    pub(super) sandbox: Option<Sandbox>,
+    /// What of ours is in the namespace.
+    pub(super) grip: Grip,
+    /// The connections whose ztunnel acknowledged the pod.
+    pub(super) acked_by: BTreeSet<u64>,
+    pub(super) drift_repairs: u64,
+    /// Since when ztunnel, though connected, has not listened in the pod.
+    pub(super) listeners_missing_since: Option<Instant>,
+    /// When to look again by itself, if at all.
+    pub(super) wake: Option<Instant>,
+    retry: Duration,
+}
+
+/// What of ours is in the pod's namespace.
+pub(super) enum Grip {
+    /// Nothing.
+    None,
+    /// Its traffic is redirected.
+    Redirected(Redirected),
+    /// It is leaving.
+    Draining {
+        /// What is still there.
+        held: Redirected,
+        /// When it stops waiting for proxied connections.
+        deadline: Instant,
+    },
+}
+
+/// A namespace with our rules in it.
+pub(super) struct Redirected {
+    pub(super) netns: Arc<Netns>,
+    /// The plan in force.
+    pub(super) plan: RedirectPlan,
+    /// What the kernel showed when the plan was committed; `None` until it has been looked at.
+    pub(super) rules: Option<Fingerprint>,
+}
+
+impl PodTask {
+    pub(super) fn new(
+        cx: Arc<Context>,
+        entry: Arc<Entry>,
+        messages: mpsc::UnboundedReceiver<Message>,
+    ) -> Self {
+        Self {
+            cx,
+            entry,
+            messages,
+            facts: None,
+            sandbox: None,
+            grip: Grip::None,
+            acked_by: BTreeSet::new(),
+            drift_repairs: 0,
+            listeners_missing_since: None,
+            wake: None,
+            retry: RETRY_MIN,
+        }
+    }
+
+    /// Takes messages until nothing is left to know or to do about the pod.
+    pub(super) async fn run(mut self) {
+        loop {
+            let wake = self.wake;
+            let sleep = async move {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = self.messages.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => return,
+                },
+                () = sleep => {
+                    self.wake = None;
+                    self.settle().await;
+                }
+            }
+            if self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
+                return;
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.facts.is_none() && self.sandbox.is_none() && matches!(self.grip, Grip::None)
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Facts(facts) => {
+                self.facts = facts;
+                self.retry_at_once();
+                self.settle().await;
+            }
+            Message::Remembered(sandbox, done) => {
+                self.recall(sandbox).await;
+                let _ = done.send(());
+                self.settle().await;
+            }
+            Message::Resettle(done) => {
+                self.retry_at_once();
+                self.settle().await;
+                if let Some(done) = done {
+                    let _ = done.send(());
+                }
+            }
+            Message::Add { attachment, netns, deadline, reply } => {
+                let answer = self.add(attachment, netns, deadline).await;
+                let _ = reply.send(answer);
+            }
+            Message::Del { attachment, reply } => self.del(&attachment, reply).await,
+            Message::Check { attachment, reply } => self.check(&attachment, reply).await,
+            Message::Retain(valid) => {
+                let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref());
+                if ours.is_some_and(|id| !valid.contains(id)) {
+                    self.release("its attachment is no longer valid (GC)").await;
+                    self.settle().await;
+                }
+            }
+            Message::Look => self.look().await,
+            Message::Answered { connection, answer } => self.answered(connection, answer).await,
+            Message::Disconnected(connection) => {
+                if self.acked_by.remove(&connection) && self.acked_by.is_empty() {
+                    self.settle().await;
+                }
+            }
+            Message::Yield(netns, done) => {
+                if self.netns_id() == Some(netns) {
+                    self.release("its namespace belongs to another pod now").await;
+                    self.settle().await;
+                }
+                let _ = done.send(());
+            }
+            Message::Inspect(reply) => {
+                let status = self.inspect().await;
+                let _ = reply.send(status);
+            }
+        }
+    }
+
+    /// The journal knows the pod. If it was redirected and its namespace is still there, ztunnel keeps serving it, even
+    /// before any source has spoken: a snapshot without it would tear it down.
+    async fn recall(&mut self, sandbox: Sandbox) {
+        match self.cx.open(&sandbox.path).await {
+            Ok(netns) if netns.id() == sandbox.netns => {
+                let redirected = sandbox.redirected;
+                self.sandbox.get_or_insert(sandbox);
+                if redirected {
+                    self.hand(self.workload(&Arc::new(netns)));
+                }
+            }
+            Ok(_) | Err(_) => {
+                tracing::info!(pod = %sandbox.pod, uid = %sandbox.uid, "a pod of the journal is gone");
+                if let Err(error) = self.cx.journal.forget(&sandbox.uid) {
+                    tracing::warn!(uid = %sandbox.uid, %error, "a journal file could not be removed");
+                }
+            }
+        }
+    }
+
+    /// Takes the one step from what the pod is to what it should be.
+    pub(super) async fn settle(&mut self) {
+        match (&self.grip, self.verdict()) {
+            // What has not been said yet is unknown, not absent: nothing is undone before everything is known.
+            (Grip::None, _) if !self.knows_enough() => {
+                self.show(State::Pending, "waiting for the source's first complete list".into());
+            }
+            (Grip::None, Verdict::InMesh { overrides, .. }) => self.join(&overrides).await,
+            (Grip::None, Verdict::Outside(reason)) => self.stay_outside(reason).await,
+            (Grip::Redirected(_), Verdict::InMesh { overrides, .. }) => self.keep(&overrides).await,
+            (Grip::Redirected(_), Verdict::Outside(_)) if !self.knows_enough() => {}
+            (Grip::Redirected(_), Verdict::Outside(reason)) => self.leave(reason).await,
+            (Grip::Draining { .. }, Verdict::InMesh { overrides, .. }) => self.rejoin(&overrides).await,
+            (Grip::Draining { .. }, Verdict::Outside(reason)) => self.drain(reason).await,
+        }
+    }
+
+    /// Whether the pod can be judged: the source shows it, or has shown everything there is.
+    pub(super) fn knows_enough(&self) -> bool {
+        let shown = self.facts.as_ref().is_some_and(|facts| self.cx.namespace(&facts.namespace).is_some());
+        shown || *self.cx.synced.borrow()
+    }
+
+    /// What the pod should be.
+    pub(super) fn verdict(&self) -> Verdict {
+        match self.known_facts() {
+            Some(facts) => {
+                let namespace = self.cx.namespace(&facts.namespace);
+                enroll::decide(&facts, namespace.as_ref(), &self.cx.settings.policy)
+            }
+            None => Verdict::Outside(Reason::Unknown),
+        }
+    }
+
+    /// What the source shows, else what ADD showed: name and addresses, but no labels.
+    pub(super) fn known_facts(&self) -> Option<PodFacts> {
+        if let Some(facts) = &self.facts {
+            return Some(facts.as_ref().clone());
+        }
+        // A path that only the source named says nothing once the source no longer shows the pod.
+        let vouched = |sandbox: &&Sandbox| sandbox.attachment.is_some() || !self.knows_enough();
+        let sandbox = self.sandbox.as_ref().filter(vouched)?;
+        Some(PodFacts {
+            uid: sandbox.uid.clone(),
+            name: sandbox.pod.name.clone(),
+            namespace: sandbox.pod.namespace.clone(),
+            service_account: sandbox.service_account.clone().unwrap_or_else(|| "default".into()),
+            labels: StringMap::new(),
+            annotations: StringMap::new(),
+            host_network: false,
+            phase: Phase::Pending,
+            ips: sandbox.ips.clone(),
+            probe_ports: Vec::new(),
+            netns: None,
+        })
+    }
+
+    /// The pod's addresses: what ADD vouched for, else what the source shows.
+    pub(super) fn ips(&self) -> Vec<std::net::IpAddr> {
+        let vouched = self.sandbox.as_ref().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
+        if vouched.is_empty() { self.facts.as_ref().map(|f| f.ips.clone()).unwrap_or_default() } else { vouched }
+    }
+
+    /// Where the pod's namespace is said to be.
+    pub(super) fn whereabouts(&self) -> Option<Whereabouts> {
+        if let Some(sandbox) = &self.sandbox {
+            return Some(Whereabouts { path: sandbox.path.clone(), netns: Some(sandbox.netns) });
+        }
+        let path = self.facts.as_ref()?.netns.as_ref()?;
+        Some(Whereabouts { path: path.into(), netns: None })
+    }
+
+    pub(super) fn netns_id(&self) -> Option<NetnsId> {
+        match &self.grip {
+            Grip::Redirected(held) | Grip::Draining { held, .. } => Some(held.netns.id()),
+            Grip::None => self.sandbox.as_ref().map(|sandbox| sandbox.netns),
+        }
+    }
+
+    /// The pod as ztunnel is told of it.
+    pub(super) fn workload(&self, netns: &Arc<Netns>) -> Option<zds::Workload> {
+        let facts = self.known_facts()?;
+        Some(zds::Workload {
+            uid: self.entry.uid.clone(),
+            name: facts.name,
+            namespace: facts.namespace,
+            service_account: facts.service_account,
+            netns: Some(Arc::clone(netns)),
+        })
+    }
+
+    async fn stay_outside(&mut self, reason: Reason) {
+        // It may have been offered to ztunnel while it was wanted.
+        if self.hand(None) {
+            self.cx.ztunnel.del(&self.entry.uid).await;
+        }
+        self.retry_at_once();
+        self.show(State::Outside, reason.to_string());
+    }
+
+    async fn del(&mut self, attachment: &Attachment, reply: oneshot::Sender<Reply>) {
+        let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref());
+        // A late DEL of an earlier attempt, or of a secondary interface, is not about the sandbox that lives.
+        if ours.is_some_and(|id| *id != attachment.id) {
+            answer_ok(reply, "another attachment of this pod is in force");
+            return;
+        }
+        self.release("its sandbox was deleted (DEL)").await;
+        answer_ok(reply, "released");
+        if self.facts.is_some() {
+            self.settle().await;
+        }
+    }
+
+    async fn check(&mut self, attachment: &Attachment, reply: oneshot::Sender<Reply>) {
+        self.look().await;
+        let status = self.entry.showing().status.clone();
+        match status.state {
+            State::Outside => answer_ok(reply, &format!("outside: {}", status.reason)),
+            State::Enabled => answer_ok(reply, "captured"),
+            State::Pending | State::Draining | State::Drifted => answer_error(
+                reply,
+                code::NOT_CAPTURED,
+                format!(
+                    "pod {}/{} (container {}) is {}: {}; see: sluicectl why {}/{}",
+                    status.namespace,
+                    status.name,
+                    attachment.id.container_id,
+                    status.state,
+                    status.reason,
+                    status.namespace,
+                    status.name,
+                ),
+            ),
+        }
+    }
+
+    async fn answered(&mut self, connection: u64, answer: Result<(), String>) {
+        match answer {
+            Ok(()) => {
+                self.acked_by.insert(connection);
+                self.retry_at_once();
+                self.settle().await;
+            }
+            Err(why) => {
+                self.acked_by.remove(&connection);
+                self.cx.metrics.zds_nack();
+                if !matches!(self.grip, Grip::None) && self.acked_by.is_empty() {
+                    self.show(State::Pending, format!("ztunnel refused the pod: {why}"));
+                }
+            }
+        }
+    }
+
+    /// Says what ztunnel's snapshots hold for the pod from now on. Returns whether that was something before.
+    pub(super) fn hand(&self, workload: Option<zds::Workload>) -> bool {
+        std::mem::replace(&mut self.entry.showing().handed, workload).is_some()
+    }
+
+    /// Tries again later, each time twice as late.
+    pub(super) fn retry_later(&mut self) {
+        self.wake = Some(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(RETRY_MAX);
+    }
+
+    /// Something has changed: the next failure waits the shortest time again.
+    pub(super) fn retry_at_once(&mut self) {
+        self.retry = RETRY_MIN;
+        self.wake = None;
+    }
+
+    /// Not captured, and why; tried again later.
+    pub(super) fn pending(&mut self, reason: String) {
+        self.show(State::Pending, reason);
+        self.retry_later();
+    }
+
+    /// Writes the journal, if the pod can be found again.
+    pub(super) fn remember(&mut self, redirected: bool) {
+        let Some(sandbox) = &mut self.sandbox else { return };
+        sandbox.redirected = redirected;
+        if let Err(error) = self.cx.journal.remember(sandbox) {
+            tracing::error!(pod = %sandbox.pod, uid = %sandbox.uid, %error,
+                "the journal cannot be written: after a restart of the agent this pod is found by its next event only");
+        }
+    }
+
+    /// Makes the pod's state seen: registry, log, metrics.
+    pub(super) fn show(&self, state: State, reason: String) {
+        let status = self.describe(state, reason);
+        let mut showing = self.entry.showing();
+        let before = (showing.status.state, showing.status.reason.clone());
+        if before != (status.state, status.reason.clone()) {
+            let pod = format!("{}/{}", status.namespace, status.name);
+            if status.state == State::Outside && before.0 == State::Outside {
+                tracing::debug!(pod, uid = %status.uid, state = %status.state, reason = status.reason, "pod");
+            } else {
+                tracing::info!(pod, uid = %status.uid, was = %before.0, state = %status.state, reason = status.reason, "pod");
+            }
+        }
+        showing.status = status;
+    }
+
+    fn describe(&self, state: State, reason: String) -> PodStatus {
+        let facts = self.known_facts();
+        let (namespace, name) = match (&facts, &self.sandbox) {
+            (Some(facts), _) => (facts.namespace.clone(), facts.name.clone()),
+            (None, Some(sandbox)) => (sandbox.pod.namespace.clone(), sandbox.pod.name.clone()),
+            (None, None) => (String::new(), String::new()),
+        };
+        let (because, outside, overrides) = match self.verdict() {
+            Verdict::InMesh { because, overrides } => (Some(because), None, overrides),
+            Verdict::Outside(reason) => (None, Some(reason), Overrides::default()),
+        };
+        PodStatus {
+            uid: self.entry.uid.clone(),
+            namespace,
+            name,
+            ips: self.ips(),
+            state,
+            reason,
+            because,
+            outside,
+            overrides,
+            netns: self.netns_id(),
+            kept_connections: self.grip.kept(),
+            drift_repairs: self.drift_repairs,
+            checks: Vec::new(),
+        }
+    }
+}
+
+impl Grip {
+    fn kept(&self) -> usize {
+        use sluice_shared::plan::{Older, Stage};
+        match self {
+            Self::Redirected(Redirected { plan, .. }) => match &plan.stage {
+                Stage::Redirect(Older::Kept(flows)) => flows.len(),
+                _ => 0,
+            },
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The reconciler against a recording kernel and a scripted ztunnel.
+
+use super::*;
+use crate::kernel::fake::{Place, RecordingKernel};
+use crate::kernel::{Fingerprint, TcpSocket};
+use crate::zds;
+use sluice_shared::admin::State;
+use sluice_shared::facts::StringMap;
+use sluice_shared::ids::PodRef;
+use sluice_shared::lower::{Step, lower};
+use sluice_shared::membership::WhenAgentUnavailable;
+use sluice_shared::op::KernelOp;
+use sluice_shared::plan::{self, Flow, MarkGuard, Older, ProbeDoor, Stage};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio_seqpacket::UnixSeqpacket;
+
+const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+
+/// A reconciler in a box.
+struct Box_ {
+    kernel: RecordingKernel,
+    cx: Arc<Context>,
+    events: mpsc::Sender<Event>,
+    dir: tempfile::TempDir,
+    _zds: zds::Server,
+}
+
+/// A ztunnel that acknowledges whatever it is told, and notes it: `add u1`, `del u1`, `keep u1`, `snapshot`.
+struct Ztunnel {
+    told: Arc<Mutex<Vec<String>>>,
+    refuse: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+async fn start() -> Box_ {
+    start_in(tempfile::tempdir().unwrap(), RecordingKernel::default()).await
+}
+
+async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Box_ {
+    let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
+    let registry = Arc::new(Registry::default());
+    let journal = Journal::open(&dir.path().join("run")).unwrap();
+    let metrics = Metrics::new();
+    let trust = Arc::new(Trust::anybody(journal.clone(), "a test".into()));
+    let (recalled, when_recalled) = watch::channel(false);
+    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
+    let (ztunnel, server) =
+        zds::Server::start(zds::Config::new(dir.path().join("zds.sock")), Arc::new(hooks)).unwrap();
+    let (hold, hold_now) = watch::channel(Hold::Drop);
+    tokio::spawn(keep_hold(ztunnel.any_ready(), None, hold, Arc::clone(&registry)));
+    let cx = Arc::new(Context {
+        settings: Settings {
+            policy: EnrollPolicy::default(),
+            redirect: RedirectConfig { dns_capture: true, ipv6: true },
+            backend: Backend::Nftables,
+            keep_existing: true,
+            drain_timeout: Duration::from_secs(60),
+            add_timeout: Duration::from_millis(500),
+        },
+        host: HostTable::closed(Arc::clone(&pool), Backend::Nftables, metrics.clone(), "a test"),
+        kernel: pool,
+        ztunnel,
+        registry,
+        members: Members::open(&dir.path().join("state"), WhenAgentUnavailable::Auto).unwrap(),
+        journal,
+        trust,
+        hold: hold_now,
+        watch: None,
+        synced: watch::Sender::new(false),
+        metrics,
+        namespaces: Namespaces::default(),
+    });
+    let (events, inbox) = mpsc::channel(16);
+    tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
+    Box_ { kernel, cx, events, dir, _zds: server }
+}
+
+impl Box_ {
+    async fn ztunnel(&self) -> Ztunnel {
+        let socket = UnixSeqpacket::connect(self.dir.path().join("zds.sock")).await.unwrap();
+        socket.send(&[0x08, 0x01]).await.unwrap();
+        let (told, refuse) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (notes, refusing) = (Arc::clone(&told), Arc::clone(&refuse));
+        let task = tokio::spawn(async move {
+            let mut buf = [0; 1024];
+            while let Ok(len @ 1..) = socket.recv(&mut buf).await.map(|info| info.bytes_read()) {
+                notes.lock().unwrap().push(what(&buf[..len]));
+                let nack = b"\x0a\x03\x0a\x01n".as_slice();
+                let answer = if refusing.load(Ordering::SeqCst) { nack } else { b"\x0a\x00" };
+                if socket.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let ztunnel = Ztunnel { told, refuse, task };
+        eventually("ztunnel has its snapshot", || ztunnel.told().contains(&"snapshot".to_owned())).await;
+        ztunnel
+    }
+
+    async fn namespace(&self, name: &str, mode: Option<&str>) {
+        let labels = StringMap::from_iter(mode.map(|m| ("istio.io/dataplane-mode".into(), m.into())));
+        self.events.send(Event::Namespace(NamespaceFacts { name: name.into(), labels })).await.unwrap();
+    }
+
+    async fn synced(&self) {
+        self.events.send(Event::Synced).await.unwrap();
+    }
+
+    /// The source shows a running pod in a namespace of its own, on which ztunnel listens as soon as it is asked.
+    async fn running_pod(&self, uid: &str) -> NetnsId {
+        let path = format!("/run/netns/{uid}");
+        let id = self.kernel.netns_at(&path);
+        self.kernel.set_addresses(id, vec!["10.0.0.2".parse().unwrap()]);
+        self.kernel.set_listening(id, PORTS);
+        self.events.send(Event::Pod(Box::new(pod(uid, Some(path))))).await.unwrap();
+        id
+    }
+
+    /// A runtime makes a sandbox: its namespace is played by a file of that name.
+    fn sandbox(&self, name: &str) -> NetnsId {
+        let meta = std::fs::File::create(self.dir.path().join(name)).unwrap().metadata().unwrap();
+        let id = NetnsId { dev: meta.dev(), inode: meta.ino() };
+        self.kernel.put(format!("/run/netns/{name}"), id);
+        self.kernel.set_listening(id, PORTS);
+        id
+    }
+
+    async fn add(&self, uid: &str, sandbox: &str) -> Reply {
+        let netns = std::fs::File::open(self.dir.path().join(sandbox)).unwrap();
+        self.cni(Verb::Add(attachment(uid)), Some(netns.into())).await
+    }
+
+    async fn cni(&self, verb: Verb, netns: Option<OwnedFd>) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(Event::Cni(CniCall { verb, netns, reply })).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    fn state(&self, uid: &str) -> Option<(State, String)> {
+        let showings = self.cx.registry.showings();
+        showings.iter().find(|s| s.status.uid.as_str() == uid).map(|s| (s.status.state, s.status.reason.clone()))
+    }
+
+    async fn becomes(&self, uid: &str, state: State) {
+        eventually(&format!("{uid} becomes {state}"), || self.state(uid).is_some_and(|(s, _)| s == state)).await;
+    }
+
+    fn ran(&self, id: NetnsId) -> Vec<Vec<KernelOp>> {
+        self.kernel.log().into_iter().filter(|(place, _)| *place == Place::Pod(id)).map(|(_, ops)| ops).collect()
+    }
+}
+
+impl Ztunnel {
+    fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+fn pod(uid: &str, netns: Option<String>) -> PodFacts {
+    PodFacts {
+        uid: PodUid::new(uid).unwrap(),
+        name: format!("pod-{uid}"),
+        namespace: "demo".into(),
+        service_account: "sa".into(),
+        labels: StringMap::new(),
+        annotations: StringMap::new(),
+        host_network: false,
+        phase: Default::default(),
+        ips: vec!["10.0.0.2".parse().unwrap()],
+        probe_ports: vec![],
+        netns,
+    }
+}
+
+fn attachment(uid: &str) -> Attachment {
+    Attachment {
+        id: AttachmentId { container_id: format!("c-{uid}"), ifname: "eth0".into() },
+        netns: format!("/run/netns/{uid}"),
+        pod: Some(PodRef::new("demo", format!("pod-{uid}"))),
+        uid: Some(PodUid::new(uid).unwrap()),
+        ips: vec!["10.0.0.2".parse().unwrap()],
+    }
+}
+
+fn what(packet: &[u8]) -> String {
+    let text = |at: usize| {
+        let len = packet[at] as usize;
+        String::from_utf8_lossy(&packet[at + 1..at + 1 + len]).into_owned()
+    };
+    match packet[0] {
+        0x0a => format!("add {}", text(3)),
+        0x12 => format!("del {}", text(3)),
+        0x2a => format!("keep {}", text(3)),
+        _ => "snapshot".into(),
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 5 s: {what}");
+}
+
+fn planned(stage: Stage) -> plan::RedirectPlan {
+    plan::redirect(
+        &Default::default(),
+        &RedirectConfig { dns_capture: true, ipv6: true },
+        stage,
+        ProbeDoor::Closed,
+        MarkGuard::Off,
+        Hold::Drop,
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_pod_gets_its_rules_before_ztunnel_and_its_answer_after() {
+    let agent = start().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.sandbox("u1");
+    assert_eq!(agent.add("u1", "u1").await, Reply::Ok { outcome: "captured".into() });
+    let plan = planned(Stage::Redirect(Older::None));
+    assert_eq!(agent.ran(id), [lower(Backend::Nftables, Step::Enroll { plan: &plan, live: false })]);
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1"]);
+    assert_eq!(agent.state("u1"), Some((State::Enabled, "captured".into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_outside_the_mesh_is_answered_at_once_with_nobody_there() {
+    let agent = start().await;
+    agent.namespace("demo", None).await;
+    agent.synced().await;
+    let id = agent.sandbox("u1");
+    let reply = agent.add("u1", "u1").await;
+    assert!(matches!(&reply, Reply::Ok { outcome } if outcome.starts_with("outside: ")), "{reply:?}");
+    assert!(agent.ran(id).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_no_ztunnel_the_rules_stay_and_the_plugin_is_told_to_come_back() {
+    let agent = start().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let id = agent.sandbox("u1");
+    let reply = agent.add("u1", "u1").await;
+    let Reply::Error { code: 11, msg, .. } = &reply else { panic!("{reply:?}") };
+    assert!(msg.contains("demo/pod-u1") && msg.contains("ztunnel") && msg.contains("sluicectl why"), "{msg}");
+    assert_eq!(agent.ran(id).len(), 1, "fail closed: the rules are in");
+    assert!(matches!(agent.state("u1"), Some((State::Pending, _))));
+    // The snapshot of the first ztunnel that comes brings it up.
+    let ztunnel = agent.ztunnel().await;
+    assert!(ztunnel.told().contains(&"add u1".to_owned()));
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_pod_joins_after_ztunnel_and_keeps_exactly_its_older_connections() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    let socket = TcpSocket { flow, state: 1, mark: 0, cgroup: None };
+    agent.kernel.set_sockets(id, vec![socket]);
+    agent.synced().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.becomes("u1", State::Enabled).await;
+    let at_commit = planned(Stage::Redirect(Older::AnyMidStream));
+    let narrowed = planned(Stage::Redirect(Older::Kept([flow].into())));
+    assert_eq!(agent.ran(id), [
+        lower(Backend::Nftables, Step::Enroll { plan: &at_commit, live: true }),
+        lower(Backend::Nftables, Step::Replace(&narrowed)),
+    ]);
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_waits_for_proxied_connections_then_takes_everything_away() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    agent.namespace("demo", None).await;
+    agent.becomes("u1", State::Draining).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1"], "not told to let go while a connection is proxied");
+    assert_eq!(agent.ran(id).last(), Some(&lower(Backend::Nftables, Step::Replace(&planned(Stage::Drain)))));
+    agent.kernel.set_sockets(id, vec![]);
+    agent.becomes("u1", State::Outside).await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
+    assert_eq!(agent.ran(id).last(), Some(&lower(Backend::Nftables, Step::Remove)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaving_pod_that_is_wanted_again_is_captured_again() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    agent.namespace("demo", None).await;
+    agent.becomes("u1", State::Draining).await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_is_put_right_and_counted() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    drop(agent.kernel.take_log());
+    for (count, rules) in [(1, None), (2, Some(Fingerprint(7)))] {
+        agent.kernel.tamper_rules(Place::Pod(id), rules);
+        agent.cx.registry.broadcast(|| Message::Look);
+        eventually("it is repaired", || agent.cx.registry.showings()[0].status.drift_repairs == count).await;
+    }
+    agent.kernel.tamper_routing(id);
+    agent.cx.registry.broadcast(|| Message::Look);
+    eventually("it is repaired", || agent.cx.registry.showings()[0].status.drift_repairs == 3).await;
+    let plan = planned(Stage::Redirect(Older::None));
+    let repair = lower(Backend::Nftables, Step::Repair(&plan));
+    assert_eq!(agent.ran(id), [repair.clone(), repair.clone(), repair]);
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_is_not_enabled_while_ztunnel_is_away_or_does_not_listen() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    ztunnel.task.abort();
+    agent.becomes("u1", State::Pending).await;
+    let ztunnel = agent.ztunnel().await;
+    agent.becomes("u1", State::Enabled).await;
+    // Its listeners vanish though it is connected: it is told anew.
+    agent.kernel.set_listening(id, []);
+    agent.cx.registry.broadcast(|| Message::Look);
+    agent.becomes("u1", State::Pending).await;
+    eventually("ztunnel is told anew", || ztunnel.told().ends_with(&["del u1".into(), "add u1".into()])).await;
+    agent.kernel.set_listening(id, PORTS);
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_a_reason_and_not_the_end() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    ztunnel.refuse.store(true, Ordering::SeqCst);
+    agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Pending).await;
+    eventually("the reason is said", || agent.state("u1").is_some_and(|(_, why)| why.contains("refused"))).await;
+    ztunnel.refuse.store(false, Ordering::SeqCst);
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_agent_serves_its_pods_before_any_source_speaks_and_keeps_what_was_kept() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let id = agent.sandbox("u1");
+    agent.add("u1", "u1").await;
+    let Box_ { kernel, dir, cx, _zds: server, .. } = agent;
+    server.close().await;
+    drop(cx);
+    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    kernel.set_kept(id, [flow].into());
+    drop(kernel.take_log());
+
+    let agent = start_in(dir, kernel).await;
+    let ztunnel = agent.ztunnel().await;
+    assert_eq!(ztunnel.told(), ["add u1", "snapshot"]);
+    assert!(agent.ran(id).is_empty(), "nothing is touched before the source has spoken");
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    let kept = planned(Stage::Redirect(Older::Kept([flow].into())));
+    assert_eq!(agent.ran(id)[0], lower(Backend::Nftables, Step::Replace(&kept)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn del_lets_go_of_the_sandbox_it_is_about_and_of_no_other() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.sandbox("u1");
+    agent.add("u1", "u1").await;
+    let mut other = attachment("u1");
+    other.id.container_id = "an earlier attempt".into();
+    agent.cni(Verb::Del(other), None).await;
+    assert_eq!(agent.state("u1"), Some((State::Enabled, "captured".into())));
+    for _ in 0..2 {
+        assert!(matches!(agent.cni(Verb::Del(attachment("u1")), None).await, Reply::Ok { .. }));
+    }
+    eventually("it is forgotten", || agent.state("u1").is_none()).await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
+    assert!(agent.cx.journal.pods().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_is_never_served_under_two_uids() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.sandbox("u1");
+    agent.add("u1", "u1").await;
+    agent.add("u2", "u1").await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1", "add u2"]);
+    agent.becomes("u2", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_is_not_the_pods_is_refused() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.kernel.set_addresses(id, vec!["10.0.0.99".parse().unwrap()]);
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Pending).await;
+    eventually("the reason is said", || agent.state("u1").is_some_and(|(_, why)| why.contains("not the pod's"))).await;
+    assert!(agent.ran(id).is_empty());
+    assert_eq!(ztunnel.told(), ["snapshot"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_kernel_fails_the_add_and_says_why() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let id = agent.sandbox("u1");
+    agent.kernel.fail_next(Place::Pod(id), libc::ENOMEM);
+    let reply = agent.add("u1", "u1").await;
+    let Reply::Error { code: code::REDIRECT_FAILED, msg, .. } = &reply else { panic!("{reply:?}") };
+    assert!(msg.contains("demo/pod-u1"), "{msg}");
+    assert_ne!(agent.state("u1").unwrap().0, State::Enabled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_pod_is_released_without_a_drain() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    let mut done = pod("u1", Some("/run/netns/u1".into()));
+    done.phase = sluice_shared::facts::Phase::Succeeded;
+    agent.events.send(Event::Pod(Box::new(done))).await.unwrap();
+    agent.becomes("u1", State::Outside).await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_annotation_changes_a_live_pods_rules_at_once() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    let mut facts = pod("u1", Some("/run/netns/u1".into()));
+    facts.annotations.insert("ambient.istio.io/dns-capture".into(), "false".into());
+    agent.events.send(Event::Pod(Box::new(facts))).await.unwrap();
+    let mut plan = planned(Stage::Redirect(Older::None));
+    plan.capture_dns = false;
+    let wanted = lower(Backend::Nftables, Step::Replace(&plan));
+    eventually("the rules are replaced", || agent.ran(id).last() == Some(&wanted)).await;
+}

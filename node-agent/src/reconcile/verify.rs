@@ -1,0 +1,297 @@
+//! Is it so? The planned rules, rule and route are in the namespace, ztunnel acknowledged it, its sockets listen: only
+//! then is a pod `enabled`. What has drifted is put right in one transaction.
+
+use super::pod::{Grip, PodTask};
+use super::sockets;
+use crate::kernel::Observation;
+use crate::metrics::{DriftObject, KernelStep};
+use sluice_shared::admin::{Check, PodStatus, State};
+use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
+use sluice_shared::enroll::{Overrides, Verdict};
+use sluice_shared::lower::{self, Step};
+use sluice_shared::plan::{Older, RedirectPlan, Stage};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a pod that keeps older connections looks which of them are left.
+const PRUNE_EVERY: Duration = Duration::from_secs(10);
+/// How long ztunnel's listeners may be missing, with ztunnel connected, before it is told of the pod anew: it may be
+/// about to answer.
+const LISTENERS_MISSING: Duration = Duration::from_millis(500);
+
+impl PodTask {
+    /// A redirected pod that is to stay so: its plan follows what it depends on, and is confirmed.
+    pub(super) async fn keep(&mut self, overrides: &Overrides) {
+        if let Err(error) = self.narrow().await {
+            return self.pending(format!("its older connections could not be listed: {error}"));
+        }
+        let Grip::Redirected(held) = &self.grip else { return };
+        let (netns, in_force) = (Arc::clone(&held.netns), held.plan.clone());
+        let wanted = self.plan(overrides, in_force.stage.clone()).await;
+        if wanted != in_force
+            && let Err(error) = self.replace(&netns, wanted).await
+        {
+            self.cx.metrics.kernel_error(KernelStep::Replace);
+            return self.pending(format!("its rules could not be replaced: {error}"));
+        }
+        self.confirm().await;
+    }
+
+    /// Looks, and says what the pod is.
+    pub(super) async fn confirm(&mut self) {
+        let (Grip::Redirected(held), Verdict::InMesh { .. }) = (&self.grip, self.verdict()) else { return };
+        let netns = Arc::clone(&held.netns);
+        let seen = match self.cx.kernel.run(move |kernel| kernel.observe(&netns)).await {
+            Ok(seen) => seen,
+            Err(error) => {
+                self.cx.metrics.kernel_error(KernelStep::Observe);
+                return self.pending(format!("its namespace cannot be looked at: {error}"));
+            }
+        };
+        if let Some((object, what)) = self.drift(&seen) {
+            return self.repair(object, what).await;
+        }
+        if self.acked_by.is_empty() {
+            // Its snapshot, or the server's own second try, brings the answer: nothing to do but to look again.
+            return self.pending("waiting for ztunnel: none that is connected has acknowledged the pod".into());
+        }
+        let missing = self.missing_listeners(&seen);
+        if !missing.is_empty() {
+            return self.revive_listeners(&missing).await;
+        }
+        self.listeners_missing_since = None;
+        self.cx.host.admit(&self.entry.uid, &self.ips()).await;
+        self.retry_at_once();
+        self.show(State::Enabled, "captured".into());
+        self.prune_later();
+    }
+
+    /// Something may have changed in the namespace: look, and put right what has.
+    pub(super) async fn look(&mut self) {
+        match &self.grip {
+            Grip::None => {}
+            Grip::Redirected(_) => {
+                self.prune().await;
+                self.confirm().await;
+            }
+            Grip::Draining { .. } => self.settle().await,
+        }
+    }
+
+    /// What of ours is not as it was committed, if anything.
+    fn drift(&self, seen: &Observation) -> Option<(DriftObject, &'static str)> {
+        let (Grip::Redirected(held) | Grip::Draining { held, .. }) = &self.grip else { return None };
+        match (seen.rules, held.rules) {
+            (None, _) => Some((DriftObject::Rules, "its rules are gone")),
+            (Some(found), Some(committed)) if found != committed => {
+                Some((DriftObject::Rules, "its rules were changed"))
+            }
+            (Some(_), None) => Some((DriftObject::Rules, "its rules were changed while they were being written")),
+            _ if !seen.policy_rule => Some((DriftObject::PolicyRule, "its policy rule is gone")),
+            _ if !seen.local_route => Some((DriftObject::Route, "its local route is gone")),
+            _ => None,
+        }
+    }
+
+    /// Puts everything back, in one transaction. Connections that slipped past meanwhile are not kept: they are the
+    /// ones that the mesh must not let through.
+    async fn repair(&mut self, object: DriftObject, what: &str) {
+        let Grip::Redirected(held) = &self.grip else { return };
+        self.show(State::Drifted, format!("{what}; being put right"));
+        let (netns, plan) = (Arc::clone(&held.netns), held.plan.clone());
+        let ops = lower::lower(self.cx.settings.backend, Step::Repair(&plan));
+        match self.apply(&netns, plan, ops).await {
+            Ok(()) => {
+                self.drift_repairs += 1;
+                self.cx.metrics.drift_repaired(object);
+                tracing::warn!(uid = %self.entry.uid, what, "drift put right");
+                self.settle_after_repair().await;
+            }
+            Err(error) => {
+                self.cx.metrics.kernel_error(KernelStep::Replace);
+                self.show(State::Drifted, format!("{what}; it could not be put right: {error}"));
+                self.retry_later();
+            }
+        }
+    }
+
+    /// After a repair the pod is enabled again only if everything holds; a second drift at once waits for the next look.
+    async fn settle_after_repair(&mut self) {
+        let Grip::Redirected(held) = &self.grip else { return };
+        let netns = Arc::clone(&held.netns);
+        match self.cx.kernel.run(move |kernel| kernel.observe(&netns)).await {
+            Ok(seen) if self.drift(&seen).is_none() => {
+                if self.acked_by.is_empty() || !self.missing_listeners(&seen).is_empty() {
+                    self.pending("rules put right; waiting for ztunnel".into());
+                } else {
+                    self.retry_at_once();
+                    self.show(State::Enabled, "captured".into());
+                    self.prune_later();
+                }
+            }
+            _ => self.retry_later(),
+        }
+    }
+
+    fn missing_listeners(&self, seen: &Observation) -> Vec<u16> {
+        let dns = matches!(&self.grip, Grip::Redirected(held) if held.plan.capture_dns);
+        let needed = [PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE].into_iter().chain(dns.then_some(PORT_DNS_PROXY));
+        needed.filter(|port| !seen.listening.contains(port)).collect()
+    }
+
+    /// ztunnel said that it listens, and does not: it is told of the pod anew. A repeated Add of the same namespace
+    /// does nothing there, so Del goes first.
+    async fn revive_listeners(&mut self, missing: &[u16]) {
+        let since = *self.listeners_missing_since.get_or_insert_with(Instant::now);
+        self.show(State::Pending, format!("ztunnel does not listen on {missing:?} in the pod"));
+        if since.elapsed() < LISTENERS_MISSING {
+            self.wake = Some(Instant::now() + LISTENERS_MISSING / 2);
+            return;
+        }
+        self.listeners_missing_since = None;
+        let Grip::Redirected(held) = &self.grip else { return };
+        let netns = Arc::clone(&held.netns);
+        tracing::warn!(uid = %self.entry.uid, ?missing, "ztunnel's listeners are gone; handing the pod over anew");
+        self.cx.ztunnel.del(&self.entry.uid).await;
+        self.acked_by.clear();
+        self.hand(self.workload(&netns));
+        match self.hand_over(&netns, Instant::now() + Duration::from_secs(2)).await {
+            Ok(()) => {
+                self.drift_repairs += 1;
+                self.cx.metrics.drift_repaired(DriftObject::Listeners);
+                self.wake = Some(Instant::now());
+            }
+            Err(error) => self.pending(format!("waiting for ztunnel: {error}")),
+        }
+    }
+
+    fn prune_later(&mut self) {
+        if self.kept().is_some() {
+            self.wake = Some(Instant::now() + PRUNE_EVERY);
+        }
+    }
+
+    fn kept(&self) -> Option<&std::collections::BTreeSet<sluice_shared::plan::Flow>> {
+        match &self.grip {
+            Grip::Redirected(held) => match &held.plan.stage {
+                Stage::Redirect(Older::Kept(flows)) => Some(flows),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Lets go of the kept connections whose sockets are gone: a tuple that stays could one day be reused.
+    async fn prune(&mut self) {
+        let Some(kept) = self.kept().cloned() else { return };
+        let Grip::Redirected(held) = &self.grip else { return };
+        let (netns, plan) = (Arc::clone(&held.netns), held.plan.clone());
+        let listed = Arc::clone(&netns);
+        let Ok(found) = self.cx.kernel.run(move |kernel| kernel.sockets(&listed)).await else { return };
+        let open = sockets::still_open(&kept, &found);
+        if open.len() == kept.len() {
+            return;
+        }
+        let older = if open.is_empty() { Older::None } else { Older::Kept(open) };
+        let plan = RedirectPlan { stage: Stage::Redirect(older), ..plan };
+        if let Err(error) = self.replace(&netns, plan).await {
+            tracing::warn!(uid = %self.entry.uid, %error, "ended connections could not be taken out of the kept set");
+        }
+    }
+
+    /// `sluicectl why`: everything is looked at afresh, in the order in which a packet would care.
+    pub(super) async fn inspect(&mut self) -> PodStatus {
+        self.look().await;
+        let mut checks = vec![self.membership_check(), self.namespace_check()];
+        if let Grip::Redirected(held) | Grip::Draining { held, .. } = &self.grip {
+            let (netns, plan) = (Arc::clone(&held.netns), held.plan.clone());
+            match self.cx.kernel.run(move |kernel| kernel.observe(&netns)).await {
+                Ok(seen) => checks.extend(self.kernel_checks(&seen, &plan)),
+                Err(error) => checks.push(check("namespace can be looked at", false, error.to_string())),
+            }
+            checks.push(self.ztunnel_check());
+        }
+        let mut status = self.entry.showing().status.clone();
+        status.checks = checks;
+        status
+    }
+
+    fn membership_check(&self) -> Check {
+        match self.verdict() {
+            Verdict::InMesh { because, overrides } => {
+                let warnings = overrides.warnings.join("; ");
+                let detail = if warnings.is_empty() { because.to_string() } else { format!("{because}; {warnings}") };
+                check("in the mesh", warnings.is_empty(), detail)
+            }
+            Verdict::Outside(reason) => check("outside the mesh", true, reason.to_string()),
+        }
+    }
+
+    fn namespace_check(&self) -> Check {
+        match (self.netns_id(), self.whereabouts()) {
+            (Some(id), Some(at)) => check("network namespace known", true, format!("{id} at {}", at.path.display())),
+            (None, Some(at)) => {
+                check("network namespace known", true, format!("named by the source: {}", at.path.display()))
+            }
+            _ => check(
+                "network namespace known",
+                self.known_facts().is_none_or(|facts| facts.host_network),
+                "no ADD was seen for this pod, and the source names no path".into(),
+            ),
+        }
+    }
+
+    fn kernel_checks(&self, seen: &Observation, plan: &RedirectPlan) -> Vec<Check> {
+        let drift = self.drift(seen);
+        let rules = drift.filter(|(object, _)| *object == DriftObject::Rules);
+        let missing = self.missing_listeners(seen);
+        let mut checks = vec![
+            check(
+                "rules as planned",
+                rules.is_none(),
+                rules.map_or_else(|| describe_plan(plan), |(_, what)| what.to_owned()),
+            ),
+            check("return path", seen.policy_rule && seen.local_route, {
+                let there = |there: bool| if there { "there" } else { "missing" };
+                format!("policy rule {}, local route {}", there(seen.policy_rule), there(seen.local_route))
+            }),
+            check("ztunnel listens in the pod", missing.is_empty(), match missing.as_slice() {
+                [] => format!("on {:?}", seen.listening),
+                missing => format!("not on {missing:?}"),
+            }),
+        ];
+        if !seen.foreign_nat.is_empty() {
+            checks.push(check(
+                "no foreign address translation",
+                false,
+                format!("tables {} translate addresses in the pod and may take packets before ours", seen.foreign_nat.join(", ")),
+            ));
+        }
+        checks
+    }
+
+    fn ztunnel_check(&self) -> Check {
+        let connections: Vec<String> = self.acked_by.iter().map(|number| format!("#{number}")).collect();
+        if connections.is_empty() {
+            check("ztunnel acknowledged the pod", false, "no connected ztunnel has".into())
+        } else {
+            check("ztunnel acknowledged the pod", true, format!("by connection {}", connections.join(", ")))
+        }
+    }
+}
+
+fn check(name: &str, ok: bool, detail: String) -> Check {
+    Check { name: name.to_owned(), ok, detail }
+}
+
+fn describe_plan(plan: &RedirectPlan) -> String {
+    let stage = match &plan.stage {
+        Stage::Drain => "leaving: nothing new is captured".to_owned(),
+        Stage::Redirect(Older::Kept(flows)) => format!("captured, but for {} older connections", flows.len()),
+        Stage::Redirect(Older::None | Older::AnyMidStream) => "captured".to_owned(),
+    };
+    let inbound = if plan.capture_inbound { "inbound, " } else { "" };
+    let dns = if plan.capture_dns { ", DNS" } else { "" };
+    format!("{stage} ({inbound}outbound{dns})")
+}

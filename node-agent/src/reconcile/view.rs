@@ -1,0 +1,70 @@
+//! The node as `sluicectl` sees it.
+
+use super::{Context, Message};
+use crate::admin::{View, WhyError};
+use crate::zds;
+use sluice_shared::admin::{ADMIN_VERSION, Choice, NodeStatus, PodStatus, SourceStatus, ZtunnelStatus};
+use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
+
+/// Answers the admin server.
+pub struct NodeView {
+    cx: Arc<Context>,
+    node_name: String,
+    source: String,
+    problem: watch::Receiver<Option<String>>,
+    backend: Choice,
+    drift_watch: Choice,
+}
+
+impl NodeView {
+    /// A view of what `cx` joins; the choices were made at the start.
+    #[must_use]
+    pub fn new(
+        cx: Arc<Context>,
+        node_name: String,
+        source: String,
+    problem: watch::Receiver<Option<String>>,
+        backend: Choice,
+        drift_watch: Choice,
+    ) -> Self {
+        Self { cx, node_name, source, problem, backend, drift_watch }
+    }
+
+    fn ztunnels(&self) -> Vec<ZtunnelStatus> {
+        let status = |zds::Connection { peer, ready }| ZtunnelStatus {
+            connection: peer.connection,
+            pid: peer.pid,
+            ready,
+            cgroup: self.cx.trust.cgroup_of(peer.connection).map(|cgroup| cgroup.path),
+        };
+        self.cx.ztunnel.connections().into_iter().map(status).collect()
+    }
+}
+
+impl View for NodeView {
+    async fn status(&self) -> NodeStatus {
+        NodeStatus {
+            version: ADMIN_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            node_name: self.node_name.clone(),
+            serving: *self.cx.synced.borrow(),
+            source: SourceStatus { from: self.source.clone(), problem: self.problem.borrow().clone() },
+            backend: self.backend.clone(),
+            probes: self.cx.host.choice().clone(),
+            mark_guard: self.cx.trust.choice(),
+            drift_watch: self.drift_watch.clone(),
+            ztunnels: self.ztunnels(),
+            pods: self.cx.registry.showings().into_iter().map(|showing| showing.status).collect(),
+        }
+    }
+
+    async fn why(&self, pod: &str) -> Result<PodStatus, WhyError> {
+        let uid = self.cx.registry.find(pod)?;
+        let (reply, answer) = oneshot::channel();
+        if self.cx.registry.send_existing(&uid, Message::Inspect(reply)).is_err() {
+            return Err(WhyError::Unknown(pod.to_owned()));
+        }
+        answer.await.map_err(|_| WhyError::Unknown(pod.to_owned()))
+    }
+}

@@ -1,0 +1,167 @@
+//! The pods that the agent knows, and what others may see of each: `sluicectl`, ztunnel's snapshot, the drift watch.
+//!
+//! Each pod has one task that alone changes anything about it (`reconcile::pod`); here are only its mailbox and what
+//! it last showed. The lock is held for a look-up or a send, never across an await.
+
+use crate::admin::WhyError;
+use crate::reconcile::Message;
+use crate::zds;
+use sluice_shared::admin::{PodStatus, State};
+use sluice_shared::enroll::{Overrides, Reason};
+use sluice_shared::ids::{NetnsId, PodUid};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::mpsc;
+
+/// Every pod's mailbox and last showing, by uid.
+#[derive(Default)]
+pub struct Registry {
+    pods: Mutex<HashMap<PodUid, Arc<Entry>>>,
+}
+
+/// One pod, as seen from outside its task.
+pub struct Entry {
+    /// Whose.
+    pub uid: PodUid,
+    mailbox: mpsc::UnboundedSender<Message>,
+    showing: Mutex<Showing>,
+}
+
+/// What a pod's task lets others see.
+#[derive(Clone)]
+pub struct Showing {
+    /// For `sluicectl` and the metrics.
+    pub status: PodStatus,
+    /// What ztunnel is to serve: part of every snapshot while it is here.
+    pub handed: Option<zds::Workload>,
+}
+
+impl Registry {
+    /// Sends to a pod's task, which `spawn` starts if there is none. `spawn` gets the entry and the mailbox's other end.
+    pub fn send(
+        &self,
+        uid: &PodUid,
+        message: Message,
+        spawn: impl FnOnce(Arc<Entry>, mpsc::UnboundedReceiver<Message>),
+    ) {
+        let mut pods = self.lock();
+        if let Some(entry) = pods.get(uid) {
+            // The task removes itself under this lock, and only with an empty mailbox: it is there to receive.
+            let _ = entry.mailbox.send(message);
+            return;
+        }
+        let (mailbox, messages) = mpsc::unbounded_channel();
+        let _ = mailbox.send(message);
+        let showing = Mutex::new(Showing { status: unknown(uid), handed: None });
+        let entry = Arc::new(Entry { uid: uid.clone(), mailbox, showing });
+        pods.insert(uid.clone(), Arc::clone(&entry));
+        spawn(entry, messages);
+    }
+
+    /// Sends to a pod's task if there is one; gives the message back if not.
+    ///
+    /// # Errors
+    /// The message, when the pod is not known.
+    pub fn send_existing(&self, uid: &PodUid, message: Message) -> Result<(), Message> {
+        match self.lock().get(uid) {
+            Some(entry) => entry.mailbox.send(message).map_err(|unsent| unsent.0),
+            None => Err(message),
+        }
+    }
+
+    /// Sends to every pod's task a message of its own.
+    pub fn broadcast(&self, mut message: impl FnMut() -> Message) {
+        for entry in self.lock().values() {
+            let _ = entry.mailbox.send(message());
+        }
+    }
+
+    /// Takes a pod out, unless somebody has written to it meanwhile. Says whether it is out.
+    pub fn retire(&self, uid: &PodUid, messages: &mpsc::UnboundedReceiver<Message>) -> bool {
+        let mut pods = self.lock();
+        let idle = messages.is_empty();
+        if idle {
+            pods.remove(uid);
+        }
+        idle
+    }
+
+    /// Every pod's last showing, sorted by namespace and name.
+    #[must_use]
+    pub fn showings(&self) -> Vec<Showing> {
+        let entries: Vec<_> = self.lock().values().cloned().collect();
+        let mut showings: Vec<_> = entries.iter().map(|entry| entry.showing().clone()).collect();
+        showings.sort_by(|a, b| {
+            let key = |s: &Showing| (s.status.namespace.clone(), s.status.name.clone(), s.status.uid.clone());
+            key(a).cmp(&key(b))
+        });
+        showings
+    }
+
+    /// The pods that hold this namespace: more than one only in passing.
+    #[must_use]
+    pub fn holders(&self, netns: NetnsId) -> Vec<PodUid> {
+        let entries: Vec<_> = self.lock().values().cloned().collect();
+        entries
+            .iter()
+            .filter(|entry| entry.showing().status.netns == Some(netns))
+            .map(|entry| entry.uid.clone())
+            .collect()
+    }
+
+    /// Finds a pod by `namespace/name`, by a name that only one pod has, or by uid.
+    ///
+    /// # Errors
+    /// Says that there is none, or which ones there are.
+    pub fn find(&self, query: &str) -> Result<PodUid, WhyError> {
+        let showings = self.showings();
+        let named = |s: &&Showing| {
+            let status = &s.status;
+            status.uid.as_str() == query
+                || status.name == query
+                || query.split_once('/') == Some((status.namespace.as_str(), status.name.as_str()))
+        };
+        let found: Vec<_> = showings.iter().filter(named).collect();
+        match found.as_slice() {
+            [] => Err(WhyError::Unknown(query.to_owned())),
+            [one] => Ok(one.status.uid.clone()),
+            several => {
+                let candidates = several
+                    .iter()
+                    .map(|s| format!("{}/{} (uid {})", s.status.namespace, s.status.name, s.status.uid))
+                    .collect();
+                Err(WhyError::Ambiguous { pod: query.to_owned(), candidates })
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<PodUid, Arc<Entry>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    /// What the pod last showed.
+    pub fn showing(&self) -> MutexGuard<'_, Showing> {
+        self.showing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is shown of a pod before its task has looked.
+fn unknown(uid: &PodUid) -> PodStatus {
+    PodStatus {
+        uid: uid.clone(),
+        namespace: String::new(),
+        name: String::new(),
+        ips: Vec::new(),
+        state: State::Outside,
+        reason: Reason::Unknown.to_string(),
+        because: None,
+        outside: Some(Reason::Unknown),
+        overrides: Overrides::default(),
+        netns: None,
+        kept_connections: 0,
+        drift_repairs: 0,
+        checks: Vec::new(),
+    }
+}
