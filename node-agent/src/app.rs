@@ -1,30 +1,32 @@
 //! The composition root: the one place that names the Linux kernel, and where every part is made and joined.
 
+mod choices;
+
 use crate::admin;
-use crate::config::{BackendChoice, Config, ExistingConnections, KubeletCgroup, MarkGuardChoice, ProbesChoice, Source};
+use crate::config::{Config, ExistingConnections, Source};
 use crate::health::{self, Health};
 use crate::journal::Journal;
-use crate::kernel::linux::{CgroupTree, LinuxKernel, LinuxWatch, probe_backends};
-use crate::kernel::{Hint, Kernel, Pool};
+use crate::kernel::linux::LinuxKernel;
+use crate::kernel::linux::watch::{self as drift, Hint};
+use crate::kernel::{Kernel, Pool};
 use crate::metrics::Metrics;
 use crate::reconcile::{
-    Context, HostTable, Members, Message, Namespaces, NodeView, Reconciler, Settings, Trust, ZtunnelHooks, keep_hold,
+    Context, Members, Message, Namespaces, NodeView, Reconciler, Settings, Trust, ZtunnelHooks, keep_hold,
 };
 use crate::source::cni::CniSource;
 use crate::source::file::FileSource;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
-use sluice_shared::admin::{Choice, State};
-use sluice_shared::host::HostPlan;
+use sluice_shared::admin::State;
 use sluice_shared::lower::Backend;
-use sluice_shared::plan::{CgroupRef, Hold};
+use sluice_shared::plan::Hold;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often every captured pod is looked at, whether or not a change was heard.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -35,35 +37,37 @@ const EVENTS: usize = 1024;
 ///
 /// # Errors
 /// When a part cannot be made: the agent must not seem to serve.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: &Config) -> anyhow::Result<()> {
     let started = Instant::now();
     let metrics = Metrics::new();
-    let kernel: Arc<dyn Kernel> = Arc::new(
+    let kernel = Arc::new(
         LinuxKernel::new(&config.host_netns)
             .with_context(|| format!("hostNetns {}", config.host_netns.display()))?,
     );
-    let pool = Arc::new(Pool::new(kernel, Some(config.kernel_threads.get())).context("starting kernel threads")?);
-    let (backend, backend_choice) = choose_backend(&config)?;
+    let (backend, backend_choice) = choices::backend(config, &kernel)?;
     metrics.set_backend(backend);
-
-    let registry = Arc::new(Registry::default());
-    let journal = Journal::open(&config.run_dir).with_context(|| format!("runDir {}", config.run_dir.display()))?;
+    let pool = Arc::new(
+        Pool::new(Arc::clone(&kernel) as Arc<dyn Kernel>, Some(config.kernel_threads.get()))
+            .context("starting the kernel threads")?,
+    );
+    let journal =
+        Journal::open(&config.run_dir).with_context(|| format!("runDir {}", config.run_dir.display()))?;
     let members = Members::open(&config.state_dir, config.when_agent_unavailable)
         .with_context(|| format!("stateDir {}", config.state_dir.display()))?;
-    let tree = CgroupTree::find();
-    let trust = Arc::new(choose_trust(&config, &journal));
-    let host = choose_probes(&config, backend, &pool, &metrics, tree.as_ref().ok()).await?;
+    let registry = Arc::new(Registry::default());
+    let trust = Arc::new(choices::trust(config, &pool, &journal));
+    let host = choices::probes(config, backend, &pool, &metrics).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
-    let hooks = Arc::new(ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled));
+    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
     let (ztunnel, zds_server) =
-        zds::Server::start(zds::Config::new(&config.zds_socket), hooks).context("zdsSocket")?;
+        zds::Server::start(zds::Config::new(&config.zds_socket), Arc::new(hooks)).context("zdsSocket")?;
     let (hold, hold_now) = watch::channel(Hold::Drop);
     tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
-    let (watching, hints, drift_choice) = start_watch();
+    let (following, hints, drift_choice) = choices::drift_watch();
 
     let cx = Arc::new(Context {
-        settings: settings(&config, backend),
+        settings: settings(config, backend),
         kernel: pool,
         ztunnel,
         registry,
@@ -72,19 +76,28 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         host,
         trust,
         hold: hold_now,
-        watch: watching,
+        watch: following,
         synced: watch::Sender::new(false),
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
     });
-    tokio::spawn(hear(Arc::clone(&cx), hints));
-    tokio::spawn(sweep(Arc::clone(&cx), kubelet_cgroup(&config)));
+    if let Some(hints) = hints {
+        tokio::spawn(hear(Arc::clone(&cx), hints));
+    }
+    tokio::spawn(sweep(Arc::clone(&cx), config.kubelet_cgroup.clone()));
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let Source::File(pods_file) = &config.source;
     let (file, problem) = FileSource::new(pods_file.clone(), metrics.clone());
-    let source = format!("file {}", pods_file.display());
-    let view = NodeView::new(Arc::clone(&cx), config.node_name.clone(), source, problem, backend_choice, drift_choice);
+    let from = format!("file {}", pods_file.display());
+    let view = NodeView::new(
+        Arc::clone(&cx),
+        config.node_name.clone(),
+        from,
+        problem,
+        backend_choice,
+        drift_choice,
+    );
     let admin = admin::Server::bind(&config.admin_socket, Arc::new(view)).context("adminSocket")?;
     let cni = CniSource::bind(&config.agent_socket, metrics.clone()).context("agentSocket")?;
     let health = Health::new(metrics.clone());
@@ -95,12 +108,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(admin.run());
     tokio::spawn(file.run(events.clone()));
     tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
-    tokio::spawn(announce(Arc::clone(&cx), health, metrics, started));
-    let cni = tokio::spawn(cni.run(events));
+    tokio::spawn(report(Arc::clone(&cx), health, started));
+    let serving = tokio::spawn(cni.run(events));
 
     wait_for_signal().await?;
     tracing::info!("stopping; captured pods stay captured");
-    cni.abort();
+    serving.abort();
     zds_server.close().await;
     Ok(())
 }
@@ -114,4 +127,72 @@ fn settings(config: &Config, backend: Backend) -> Settings {
         drain_timeout: config.drain_timeout,
         add_timeout: config.add_timeout,
     }
+}
+
+/// Passes on what the drift watch hears, to the pod that it concerns.
+async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>) {
+    while let Some(hint) = hints.recv().await {
+        match hint {
+            Hint::Pod(netns) => {
+                for uid in cx.registry.holders(netns) {
+                    let _ = cx.registry.send_existing(&uid, Message::Look);
+                }
+            }
+            Hint::Host => cx.host.look(None).await,
+            Hint::Everything => {
+                cx.registry.broadcast(|| Message::Look);
+                cx.host.look(None).await;
+            }
+        }
+    }
+    tracing::error!("the drift watch has ended; the sweep goes on");
+}
+
+/// Looks at every captured pod, at the host's table and for the kubelet's cgroup, once a [`SWEEP`].
+async fn sweep(cx: Arc<Context>, kubelet: crate::config::KubeletCgroup) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        cx.registry.broadcast(|| Message::Look);
+        cx.host.look(choices::find_kubelet(&cx.kernel, &kubelet).await.ok()).await;
+    }
+}
+
+/// Keeps what operators see true: readiness, and the gauges.
+async fn report(cx: Arc<Context>, health: Health, started: Instant) {
+    let mut synced = cx.synced.subscribe();
+    if synced.wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    health.ready();
+    cx.metrics.ready_after(started.elapsed());
+    tracing::info!(after = ?started.elapsed(), "serving");
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let showings = cx.registry.showings();
+        let mut states: BTreeMap<State, usize> = BTreeMap::new();
+        for showing in &showings {
+            *states.entry(showing.status.state).or_default() += 1;
+        }
+        for state in [State::Outside, State::Pending, State::Enabled, State::Draining, State::Drifted] {
+            cx.metrics.set_pods(state, states.get(&state).copied().unwrap_or_default());
+        }
+        let handed = showings.iter().filter(|showing| showing.handed.is_some()).count();
+        cx.metrics.set_open_netns_fds(handed);
+        cx.metrics.set_ztunnels(cx.ztunnel.connections().len());
+        let held = *cx.hold.borrow() == Hold::Drop && !*cx.ztunnel.any_ready().borrow();
+        cx.metrics.set_held_pods(if held { handed } else { 0 });
+    }
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }

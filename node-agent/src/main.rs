@@ -53,5 +53,6 @@ fn run(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
         tracing::warn!(%error, "the limit of open files stays as it is; many pods may need more");
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "sluice-agent starts");
-    anyhow::bail!("this build has no agent behind its configuration yet")
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(sluice_agent::app::run(config))
 }

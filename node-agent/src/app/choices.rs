@@ -1,0 +1,147 @@
+//! What is chosen at the start, by trying: the backend, the probe strategy, the mark guard, the drift watch. Each choice
+//! carries its reason, for `sluicectl status`.
+
+use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, ProbesChoice};
+use crate::journal::Journal;
+use crate::kernel::linux::LinuxKernel;
+use crate::kernel::linux::watch::{self as drift, Hint};
+use crate::kernel::{KernelError, Pool, WatchHandle};
+use crate::metrics::Metrics;
+use crate::reconcile::{HostTable, Trust};
+use anyhow::Context as _;
+use sluice_shared::admin::Choice;
+use sluice_shared::enroll::Overrides;
+use sluice_shared::host::HostPlan;
+use sluice_shared::lower::Backend;
+use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, Stage};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// Where kubelets are found, most common first. systemd's unit, its slice with kubelet's cgroup driver settings, and the
+/// distributions that run the kubelet within their own process.
+const KUBELET_CGROUPS: [&str; 8] = [
+    "system.slice/kubelet.service",
+    "runtime.slice/kubelet.service",
+    "kubelet.slice/kubelet.service",
+    "podruntime/kubelet",
+    "system.slice/k3s.service",
+    "system.slice/k3s-agent.service",
+    "system.slice/rke2-server.service",
+    "system.slice/snap.microk8s.daemon-kubelite.service",
+];
+
+/// The backend that takes a whole plan in a scratch namespace.
+///
+/// # Errors
+/// When none does: no pod could be captured.
+pub(super) fn backend(config: &Config, kernel: &LinuxKernel) -> anyhow::Result<(Backend, Choice)> {
+    let only = match config.backend {
+        BackendChoice::Auto => None,
+        BackendChoice::Nftables => Some(Backend::Nftables),
+        BackendChoice::Iptables => Some(Backend::Iptables),
+    };
+    let sample = plan::redirect(
+        &Overrides::default(),
+        &config.redirect_config(),
+        Stage::Redirect(Older::AnyMidStream),
+        ProbeDoor::Snat { v4: config.probe_source_v4, v6: config.probe_source_v6 },
+        MarkGuard::Off,
+        Hold::Drop,
+    );
+    let (backend, because) = kernel.probe_backends(&sample, only).context("no backend works on this node")?;
+    tracing::info!(%backend, because, "backend chosen");
+    Ok((backend, Choice { chosen: backend.to_string(), because }))
+}
+
+/// Whose marks are trusted.
+pub(super) fn trust(config: &Config, pool: &Arc<Pool>, journal: &Journal) -> Trust {
+    match config.mark_guard {
+        MarkGuardChoice::Off => Trust::anybody(journal.clone(), "markGuard is off in the configuration".into()),
+        MarkGuardChoice::Auto => Trust::by_cgroup(Arc::clone(pool), journal.clone()),
+    }
+}
+
+/// The probe strategy.
+///
+/// # Errors
+/// When the one that the configuration insists on does not work.
+pub(super) async fn probes(
+    config: &Config,
+    backend: Backend,
+    pool: &Arc<Pool>,
+    metrics: &Metrics,
+) -> anyhow::Result<HostTable> {
+    let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
+    let chosen = match config.probes {
+        ProbesChoice::None => {
+            HostTable::closed(Arc::clone(pool), backend, metrics.clone(), "chosen by the configuration")
+        }
+        ProbesChoice::Source => table("chosen by the configuration"),
+        ProbesChoice::Snat => snat(config, backend, pool, metrics, "chosen by the configuration")
+            .await
+            .context("probes: snat does not work on this node; auto would take another strategy")?,
+        ProbesChoice::Auto => {
+            match snat(config, backend, pool, metrics, "the host takes the rules that it needs").await {
+                Ok(table) => table,
+                Err(error) => table(&format!("snat does not work here: {error:#}")),
+            }
+        }
+    };
+    let Choice { chosen: strategy, because } = chosen.choice();
+    tracing::info!(strategy, because, "probe strategy chosen");
+    Ok(chosen)
+}
+
+async fn snat(
+    config: &Config,
+    backend: Backend,
+    pool: &Arc<Pool>,
+    metrics: &Metrics,
+    because: &str,
+) -> anyhow::Result<HostTable> {
+    let kubelet = find_kubelet(pool, &config.kubelet_cgroup).await?;
+    let plan = HostPlan {
+        kubelet,
+        source_v4: config.probe_source_v4,
+        source_v6: config.probe_source_v6,
+        pods: BTreeMap::new(),
+    };
+    let table = HostTable::snat(Arc::clone(pool), backend, metrics.clone(), plan, because).await;
+    table.context("the host refuses the rules")
+}
+
+/// The kubelet's cgroup as it is now.
+///
+/// # Errors
+/// When it is not there.
+pub(super) async fn find_kubelet(pool: &Pool, choice: &KubeletCgroup) -> Result<CgroupRef, KernelError> {
+    let choice = choice.clone();
+    pool.run(move |kernel| match &choice {
+        KubeletCgroup::Path(path) => kernel.cgroup_at(&path.to_string_lossy()),
+        KubeletCgroup::Auto => {
+            let found = KUBELET_CGROUPS.iter().find_map(|path| kernel.cgroup_at(path).ok());
+            found.ok_or_else(|| KernelError::Call {
+                call: "find the kubelet's cgroup".into(),
+                source: std::io::Error::from_raw_os_error(libc::ENOENT),
+                detail: format!("none of /{}; say it as kubeletCgroup", KUBELET_CGROUPS.join(", /")),
+            })
+        }
+    })
+    .await
+}
+
+/// The drift watch; without it the sweep alone sees changes.
+pub(super) fn drift_watch() -> (Option<WatchHandle>, Option<mpsc::Receiver<Hint>>, Choice) {
+    let choice = |chosen: &str, because: String| Choice { chosen: chosen.into(), because };
+    match drift::start() {
+        Ok((handle, hints)) => {
+            let because = "one socket hears the changes of every captured pod's namespace".to_owned();
+            (Some(handle), Some(hints), choice("events", because))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "no change can be heard: captured pods are looked at once a second");
+            (None, None, choice("sweep", error.to_string()))
+        }
+    }
+}
