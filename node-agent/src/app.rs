@@ -7,11 +7,10 @@ use crate::config::{Config, ExistingConnections, Source};
 use crate::health::{self, Health};
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::linux::watch::{self as drift, Hint};
-use crate::kernel::{Kernel, Pool};
+use crate::kernel::{Hint, Kernel, Pool};
 use crate::metrics::Metrics;
 use crate::reconcile::{
-    Context, Members, Message, Namespaces, NodeView, Reconciler, Settings, Trust, ZtunnelHooks, keep_hold,
+    Context, Members, Message, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
 };
 use crate::source::cni::CniSource;
 use crate::source::file::FileSource;
@@ -64,7 +63,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         zds::Server::start(zds::Config::new(&config.zds_socket), Arc::new(hooks)).context("zdsSocket")?;
     let (hold, hold_now) = watch::channel(Hold::Drop);
     tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
-    let (following, hints, drift_choice) = choices::drift_watch();
+    let (following, hints, drift_choice) = choices::drift_watch(&kernel);
 
     let cx = Arc::new(Context {
         settings: settings(config, backend),

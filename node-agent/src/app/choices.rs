@@ -4,8 +4,8 @@
 use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, ProbesChoice};
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::linux::watch::{self as drift, Hint};
-use crate::kernel::{KernelError, Pool, WatchHandle};
+use crate::kernel::linux::watch::Watch;
+use crate::kernel::{Hint, KernelError, Pool, WatchHandle};
 use crate::metrics::Metrics;
 use crate::reconcile::{HostTable, Trust};
 use anyhow::Context as _;
@@ -132,16 +132,18 @@ pub(super) async fn find_kubelet(pool: &Pool, choice: &KubeletCgroup) -> Result<
 }
 
 /// The drift watch; without it the sweep alone sees changes.
-pub(super) fn drift_watch() -> (Option<WatchHandle>, Option<mpsc::Receiver<Hint>>, Choice) {
-    let choice = |chosen: &str, because: String| Choice { chosen: chosen.into(), because };
-    match drift::start() {
-        Ok((handle, hints)) => {
-            let because = "one socket hears the changes of every captured pod's namespace".to_owned();
-            (Some(handle), Some(hints), choice("events", because))
+pub(super) fn drift_watch(
+    kernel: &LinuxKernel,
+) -> (Option<WatchHandle>, Option<mpsc::Receiver<Hint>>, Choice) {
+    let sweep = |because: String| {
+        tracing::warn!(because, "no change can be heard: captured pods are looked at once a second");
+        (None, None, Choice { chosen: "sweep".into(), because })
+    };
+    match Watch::start(kernel) {
+        Ok(Watch { handle, hints, hearing }) if hearing.hears => {
+            (Some(handle), Some(hints), Choice { chosen: "events".into(), because: hearing.reason })
         }
-        Err(error) => {
-            tracing::warn!(%error, "no change can be heard: captured pods are looked at once a second");
-            (None, None, choice("sweep", error.to_string()))
-        }
+        Ok(deaf) => sweep(deaf.hearing.reason),
+        Err(error) => sweep(error.to_string()),
     }
 }

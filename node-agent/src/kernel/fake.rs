@@ -7,7 +7,7 @@ use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
 use sluice_shared::ids::NetnsId;
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::op::{KernelOp, Presence};
-use sluice_shared::plan::Flow;
+use sluice_shared::plan::{CgroupRef, Flow};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
@@ -275,5 +275,17 @@ impl Kernel for RecordingKernel {
     fn host_source_for(&self, pod_ip: IpAddr) -> Result<IpAddr, KernelError> {
         let known = self.lock().host_sources.get(&pod_ip).copied();
         Ok(known.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))))
+    }
+
+    /// Process 7 lives in `/proc-7`.
+    fn cgroup_of(&self, pid: i32) -> Result<CgroupRef, KernelError> {
+        self.cgroup_at(&format!("proc-{pid}"))
+    }
+
+    /// Every path is there; its id is made from its name.
+    fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError> {
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        Ok(CgroupRef { level: path.split('/').count() as u32, id: hasher.finish(), path: path.into() })
     }
 }

@@ -9,11 +9,12 @@ pub mod fake;
 pub mod linux;
 mod pool;
 
+pub use linux::watch::{Hint, WatchHandle};
 pub use pool::Pool;
 
 use sluice_shared::ids::NetnsId;
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::Flow;
+use sluice_shared::plan::{CgroupRef, Flow};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -88,6 +89,18 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When the host has no route there.
     fn host_source_for(&self, pod_ip: IpAddr) -> Result<IpAddr, KernelError>;
+
+    /// The cgroup v2 of a process: its pod's, which outlives its containers, or its own where it is in no pod.
+    ///
+    /// # Errors
+    /// When it is gone, or lives in no cgroup that a rule could name.
+    fn cgroup_of(&self, pid: i32) -> Result<CgroupRef, KernelError>;
+
+    /// The cgroup at a path from the root of the cgroup v2 tree.
+    ///
+    /// # Errors
+    /// When it is not there, or no mount shows the whole tree.
+    fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError>;
 }
 
 /// Our rules as found, in one number: equal means byte-identical chains, rules, sets and elements.

@@ -177,9 +177,7 @@ impl PodTask {
         let older = if kept.is_empty() { Older::None } else { Older::Kept(kept) };
         let plan = self.plan(overrides, Stage::Redirect(older)).await;
         self.replace(netns, plan).await.map_err(|error| format!("its rules could not be renewed: {error}"))?;
-        if let Some(watch) = &self.cx.watch {
-            watch.follow(netns);
-        }
+        self.follow(netns);
         Ok(())
     }
 
@@ -281,10 +279,17 @@ impl PodTask {
     async fn commit(&mut self, netns: &Arc<Netns>, plan: RedirectPlan, live: bool) -> Result<(), KernelError> {
         let ops = lower::lower(self.cx.settings.backend, Step::Enroll { plan: &plan, live });
         self.apply(netns, plan, ops).await?;
-        if let Some(watch) = &self.cx.watch {
-            watch.follow(netns);
-        }
+        self.follow(netns);
         Ok(())
+    }
+
+    /// Has the drift watch listen to the namespace; where it cannot, the sweep still looks.
+    fn follow(&self, netns: &Netns) {
+        if let Some(watch) = &self.cx.watch
+            && let Err(error) = watch.follow(netns)
+        {
+            tracing::warn!(uid = %self.entry.uid, %error, "changes in the pod are seen by the sweep only");
+        }
     }
 
     /// Puts another plan in the place of the one in force, in one transaction.

@@ -75,14 +75,23 @@ pub fn of_process(pid: i32) -> Result<CgroupRef, KernelError> {
             "it is at the root of the cgroup v2 tree: pods live in cgroup v1 here",
         ));
     }
-    at_path(path).map_err(|error| failed(error, "is the host's cgroup v2 tree mounted here?"))
+    at_path(path)
 }
 
 /// The cgroup at a path from the root of the cgroup v2 tree.
 ///
 /// # Errors
 /// When no mount shows the whole tree, or the directory is not there.
-pub fn at_path(path: &str) -> io::Result<CgroupRef> {
+pub fn at_path(path: &str) -> Result<CgroupRef, KernelError> {
+    enter_initial_namespace()?;
+    directory(path).map_err(|source| KernelError::Call {
+        call: format!("find the cgroup /{}", path.trim_matches('/')),
+        source,
+        detail: "is the host's cgroup v2 tree mounted here?".into(),
+    })
+}
+
+fn directory(path: &str) -> io::Result<CgroupRef> {
     let path = path.trim_matches('/');
     let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
     let mount = mount_point(&mounts).ok_or_else(not_found)?;

@@ -26,7 +26,7 @@ use ruleset::{Hash, Ruleset};
 use sluice_shared::enroll::Overrides;
 use sluice_shared::ids::{Family, NetnsId};
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::{self, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
+use sluice_shared::plan::{self, CgroupRef, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -143,6 +143,14 @@ impl Kernel for LinuxKernel {
 
     fn host_source_for(&self, pod_ip: IpAddr) -> Result<IpAddr, KernelError> {
         self.namespaces.enter_host(|| route::source_for(&mut route::open()?, pod_ip))
+    }
+
+    fn cgroup_of(&self, pid: i32) -> Result<CgroupRef, KernelError> {
+        cgroup::of_process(pid)
+    }
+
+    fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError> {
+        cgroup::at_path(path)
     }
 }
 
