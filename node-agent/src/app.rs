@@ -89,14 +89,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let Source::File(pods_file) = &config.source;
     let (file, problem) = FileSource::new(pods_file.clone(), metrics.clone());
     let from = format!("file {}", pods_file.display());
-    let view = NodeView::new(
-        Arc::clone(&cx),
-        config.node_name.clone(),
-        from,
-        problem,
-        backend_choice,
-        drift_choice,
-    );
+    let view =
+        NodeView::new(Arc::clone(&cx), config.node_name.clone(), from, problem, backend_choice, drift_choice);
     let admin = admin::Server::bind(&config.admin_socket, Arc::new(view)).context("adminSocket")?;
     let cni = CniSource::bind(&config.agent_socket, metrics.clone()).context("agentSocket")?;
     let health = Health::new(metrics.clone());
@@ -134,7 +128,7 @@ async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>) {
         match hint {
             Hint::Pod(netns) => {
                 for uid in cx.registry.holders(netns) {
-                    let _ = cx.registry.send_existing(&uid, Message::Look);
+                    cx.registry.send_existing(&uid, Message::Look);
                 }
             }
             Hint::Host => cx.host.look(None).await,

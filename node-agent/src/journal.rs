@@ -144,7 +144,10 @@ fn decode<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<T> {
     if versioned.version == VERSION {
         Ok(versioned.body)
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidData, format!("version {} is not {VERSION}", versioned.version)))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("version {} is not {VERSION}", versioned.version),
+        ))
     }
 }
 

@@ -58,15 +58,9 @@ impl Registry {
         spawn(entry, messages);
     }
 
-    /// Sends to a pod's task if there is one; gives the message back if not.
-    ///
-    /// # Errors
-    /// The message, when the pod is not known.
-    pub fn send_existing(&self, uid: &PodUid, message: Message) -> Result<(), Message> {
-        match self.lock().get(uid) {
-            Some(entry) => entry.mailbox.send(message).map_err(|unsent| unsent.0),
-            None => Err(message),
-        }
+    /// Sends to a pod's task if there is one, and says whether there is. A message to nobody is dropped.
+    pub fn send_existing(&self, uid: &PodUid, message: Message) -> bool {
+        self.lock().get(uid).is_some_and(|entry| entry.mailbox.send(message).is_ok())
     }
 
     /// Sends to every pod's task a message of its own.

@@ -57,7 +57,9 @@ pub(super) fn backend(config: &Config, kernel: &LinuxKernel) -> anyhow::Result<(
 /// Whose marks are trusted.
 pub(super) fn trust(config: &Config, pool: &Arc<Pool>, journal: &Journal) -> Trust {
     match config.mark_guard {
-        MarkGuardChoice::Off => Trust::anybody(journal.clone(), "markGuard is off in the configuration".into()),
+        MarkGuardChoice::Off => {
+            Trust::anybody(journal.clone(), "markGuard is off in the configuration".into())
+        }
         MarkGuardChoice::Auto => Trust::by_cgroup(Arc::clone(pool), journal.clone()),
     }
 }

@@ -134,7 +134,7 @@ impl HostTable {
             self.commit(&mut snat).await;
             return;
         }
-        let seen = self.kernel.run(|kernel| kernel.observe_host()).await;
+        let seen = self.kernel.run(crate::kernel::Kernel::observe_host).await;
         if let Ok(seen) = seen
             && (seen.is_none() || seen != snat.committed)
         {
@@ -166,7 +166,11 @@ impl HostTable {
     }
 }
 
-async fn install(kernel: &Pool, backend: Backend, plan: &HostPlan) -> Result<Option<Fingerprint>, KernelError> {
+async fn install(
+    kernel: &Pool,
+    backend: Backend,
+    plan: &HostPlan,
+) -> Result<Option<Fingerprint>, KernelError> {
     let ops = host::lower(backend, HostStep::Install(plan));
     kernel
         .run(move |kernel| {

@@ -35,7 +35,9 @@ impl PodTask {
             Err(error) => return refusal(code::WRONG_NETNS, &attachment, &error.to_string()),
         };
         if self.is_secondary(&attachment, &netns) {
-            return Reply::Ok { outcome: "outside: not the attachment that carries the pod's address".into() };
+            return Reply::Ok {
+                outcome: "outside: not the attachment that carries the pod's address".into(),
+            };
         }
         self.take_sandbox(attachment.clone(), &netns).await;
         let reply = if self.knows_enough() {
@@ -55,7 +57,10 @@ impl PodTask {
         } else {
             // The switchboard lets an ADD through before the source has spoken only where the plugin itself would.
             self.remember(false);
-            self.show(State::Pending, "started before its membership was known; it is adopted when it is".into());
+            self.show(
+                State::Pending,
+                "started before its membership was known; it is adopted when it is".into(),
+            );
             Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
         };
         self.cx.metrics.add_took(AddPhase::Total, began.elapsed());
@@ -81,7 +86,7 @@ impl PodTask {
         // ztunnel must never serve one namespace under two uids: it would mix their identities.
         for other in self.cx.registry.holders(netns.id()).into_iter().filter(|uid| *uid != self.entry.uid) {
             let (done, wait) = oneshot::channel();
-            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done)).is_ok() {
+            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done)) {
                 let _ = wait.await;
             }
         }
@@ -176,7 +181,9 @@ impl PodTask {
         self.hand(self.workload(netns));
         let older = if kept.is_empty() { Older::None } else { Older::Kept(kept) };
         let plan = self.plan(overrides, Stage::Redirect(older)).await;
-        self.replace(netns, plan).await.map_err(|error| format!("its rules could not be renewed: {error}"))?;
+        self.replace(netns, plan)
+            .await
+            .map_err(|error| format!("its rules could not be renewed: {error}"))?;
         self.follow(netns);
         Ok(())
     }
@@ -215,7 +222,10 @@ impl PodTask {
     /// only the source names a path, by the pod's address in it.
     async fn find_namespace(&mut self) -> Result<Arc<Netns>, String> {
         let Some(Whereabouts { path, netns: vouched }) = self.whereabouts() else {
-            return Err("its network namespace is not known: no ADD was seen for it, and the source names no path".into());
+            return Err(
+                "its network namespace is not known: no ADD was seen for it, and the source names no path"
+                    .into(),
+            );
         };
         let ips = self.ips();
         if ips.is_empty() {
@@ -239,7 +249,8 @@ impl PodTask {
             None => {}
         }
         let there = Arc::clone(&netns);
-        let found = self.cx.kernel.run(move |kernel| kernel.addresses(&there)).await.map_err(|e| e.to_string())?;
+        let found =
+            self.cx.kernel.run(move |kernel| kernel.addresses(&there)).await.map_err(|e| e.to_string())?;
         if !share_an_address(&found, &ips) {
             return Err(format!("{} has none of the pod's addresses {ips:?}: not the pod's", path.display()));
         }
@@ -276,7 +287,12 @@ impl PodTask {
     }
 
     /// Puts a plan in force in a namespace that has none, and takes note of what the kernel then shows.
-    async fn commit(&mut self, netns: &Arc<Netns>, plan: RedirectPlan, live: bool) -> Result<(), KernelError> {
+    async fn commit(
+        &mut self,
+        netns: &Arc<Netns>,
+        plan: RedirectPlan,
+        live: bool,
+    ) -> Result<(), KernelError> {
         let ops = lower::lower(self.cx.settings.backend, Step::Enroll { plan: &plan, live });
         self.apply(netns, plan, ops).await?;
         self.follow(netns);
@@ -293,7 +309,11 @@ impl PodTask {
     }
 
     /// Puts another plan in the place of the one in force, in one transaction.
-    pub(super) async fn replace(&mut self, netns: &Arc<Netns>, plan: RedirectPlan) -> Result<(), KernelError> {
+    pub(super) async fn replace(
+        &mut self,
+        netns: &Arc<Netns>,
+        plan: RedirectPlan,
+    ) -> Result<(), KernelError> {
         let ops = lower::lower(self.cx.settings.backend, Step::Replace(&plan));
         self.apply(netns, plan, ops).await
     }

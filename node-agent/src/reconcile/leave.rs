@@ -44,7 +44,8 @@ impl PodTask {
             return self.finish_leaving(&reason.to_string()).await;
         }
         // What the rest of the plan depends on may change meanwhile: a new ztunnel's mark must be trusted here too.
-        let wanted = RedirectPlan { guard: self.cx.trust.guard(), hold: *self.cx.hold.borrow(), ..held.plan.clone() };
+        let wanted =
+            RedirectPlan { guard: self.cx.trust.guard(), hold: *self.cx.hold.borrow(), ..held.plan.clone() };
         if wanted != held.plan
             && let Err(error) = self.replace(&Arc::clone(&netns), wanted).await
         {

@@ -7,7 +7,9 @@ use crate::durable::{self, Sync};
 use sluice_shared::contract::MEMBERSHIP_FILE;
 use sluice_shared::enroll::{EnrollPolicy, namespace_in_mesh};
 use sluice_shared::facts::NamespaceFacts;
-use sluice_shared::membership::{self, Fallback, MEMBERSHIP_VERSION, Membership, Standing, WhenAgentUnavailable};
+use sluice_shared::membership::{
+    self, Fallback, MEMBERSHIP_VERSION, Membership, Standing, WhenAgentUnavailable,
+};
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};

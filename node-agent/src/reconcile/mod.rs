@@ -239,9 +239,9 @@ impl Reconciler {
                 {
                     pods.remove(&uid);
                 }
-                let _ = self.cx.registry.send_existing(&uid, Message::Facts(None));
+                self.cx.registry.send_existing(&uid, Message::Facts(None));
             }
-            Event::Namespace(namespace) => self.namespace(&namespace.name.clone(), Some(namespace)),
+            Event::Namespace(namespace) => self.namespace(&namespace.name, Some(&namespace)),
             Event::NamespaceGone(name) => self.namespace(&name, None),
             Event::Synced => {
                 self.cx.members.synced();
@@ -261,9 +261,9 @@ impl Reconciler {
         self.cx.tell(&pod.uid.clone(), Message::Facts(Some(pod)));
     }
 
-    fn namespace(&mut self, name: &str, facts: Option<NamespaceFacts>) {
-        self.cx.namespaces.set(name, facts.clone());
-        self.cx.members.namespace(name, facts.as_ref(), &self.cx.settings.policy);
+    fn namespace(&mut self, name: &str, facts: Option<&NamespaceFacts>) {
+        self.cx.namespaces.set(name, facts.cloned());
+        self.cx.members.namespace(name, facts, &self.cx.settings.policy);
         // Pods that only ADD has shown are in no index here; they are few, and settling is cheap.
         self.cx.registry.broadcast(|| Message::Resettle(None));
     }
@@ -276,24 +276,12 @@ impl Reconciler {
                 None => answer_error(reply, code::WRONG_NETNS, "ADD came without a network namespace".into()),
             },
             Verb::Del(attachment) => match self.uid_of(&attachment) {
-                Some(uid) => {
-                    if let Err(Message::Del { reply, .. }) =
-                        self.cx.registry.send_existing(&uid, Message::Del { attachment, reply })
-                    {
-                        answer_ok(reply, "not known here");
-                    }
-                }
-                None => answer_ok(reply, "not known here"),
+                Some(uid) => self.cx.tell(&uid, Message::Del { attachment, reply }),
+                None => answer_ok(reply, "not a pod"),
             },
             Verb::Check(attachment) => match self.uid_of(&attachment) {
-                Some(uid) => {
-                    if let Err(Message::Check { reply, .. }) =
-                        self.cx.registry.send_existing(&uid, Message::Check { attachment, reply })
-                    {
-                        answer_ok(reply, "outside: not known here");
-                    }
-                }
-                None => answer_ok(reply, "outside: not known here"),
+                Some(uid) => self.cx.tell(&uid, Message::Check { attachment, reply }),
+                None => answer_ok(reply, "outside: not a pod"),
             },
             Verb::Gc { valid } => {
                 let valid = Arc::new(BTreeSet::from_iter(valid));

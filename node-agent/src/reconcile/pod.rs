@@ -255,7 +255,11 @@ impl PodTask {
     /// The pod's addresses: what ADD vouched for, else what the source shows.
     pub(super) fn ips(&self) -> Vec<std::net::IpAddr> {
         let vouched = self.sandbox.as_ref().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
-        if vouched.is_empty() { self.facts.as_ref().map(|f| f.ips.clone()).unwrap_or_default() } else { vouched }
+        if vouched.is_empty() {
+            self.facts.as_ref().map(|f| f.ips.clone()).unwrap_or_default()
+        } else {
+            vouched
+        }
     }
 
     /// Where the pod's namespace is said to be.

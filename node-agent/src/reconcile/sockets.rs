@@ -23,7 +23,8 @@ pub(super) fn older_flows(sockets: &[TcpSocket]) -> BTreeSet<Flow> {
     // Outbound: ztunnel accepted what the application opened. Inbound: ztunnel opened what the application accepted.
     let accepted: BTreeSet<(IpAddr, u16)> =
         ztunnels.iter().filter(|f| ZTUNNEL_PORTS.contains(&f.local.1)).map(|f| f.remote).collect();
-    let opened: BTreeSet<((IpAddr, u16), (IpAddr, u16))> = ztunnels.iter().map(|f| (f.remote, f.local)).collect();
+    let opened: BTreeSet<((IpAddr, u16), (IpAddr, u16))> =
+        ztunnels.iter().map(|f| (f.remote, f.local)).collect();
     sockets
         .iter()
         .filter(|socket| is_connection(socket) && !is_ztunnels(socket))

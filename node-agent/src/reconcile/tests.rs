@@ -140,15 +140,24 @@ impl Box_ {
 
     fn state(&self, uid: &str) -> Option<(State, String)> {
         let showings = self.cx.registry.showings();
-        showings.iter().find(|s| s.status.uid.as_str() == uid).map(|s| (s.status.state, s.status.reason.clone()))
+        showings
+            .iter()
+            .find(|s| s.status.uid.as_str() == uid)
+            .map(|s| (s.status.state, s.status.reason.clone()))
     }
 
     async fn becomes(&self, uid: &str, state: State) {
-        eventually(&format!("{uid} becomes {state}"), || self.state(uid).is_some_and(|(s, _)| s == state)).await;
+        eventually(&format!("{uid} becomes {state}"), || self.state(uid).is_some_and(|(s, _)| s == state))
+            .await;
     }
 
     fn ran(&self, id: NetnsId) -> Vec<Vec<KernelOp>> {
-        self.kernel.log().into_iter().filter(|(place, _)| *place == Place::Pod(id)).map(|(_, ops)| ops).collect()
+        self.kernel
+            .log()
+            .into_iter()
+            .filter(|(place, _)| *place == Place::Pod(id))
+            .map(|(_, ops)| ops)
+            .collect()
     }
 }
 
@@ -273,10 +282,13 @@ async fn a_running_pod_joins_after_ztunnel_and_keeps_exactly_its_older_connectio
     agent.becomes("u1", State::Enabled).await;
     let at_commit = planned(Stage::Redirect(Older::AnyMidStream));
     let narrowed = planned(Stage::Redirect(Older::Kept([flow].into())));
-    assert_eq!(agent.ran(id), [
-        lower(Backend::Nftables, Step::Enroll { plan: &at_commit, live: true }),
-        lower(Backend::Nftables, Step::Replace(&narrowed)),
-    ]);
+    assert_eq!(
+        agent.ran(id),
+        [
+            lower(Backend::Nftables, Step::Enroll { plan: &at_commit, live: true }),
+            lower(Backend::Nftables, Step::Replace(&narrowed)),
+        ]
+    );
     assert_eq!(ztunnel.told(), ["snapshot", "add u1"]);
 }
 
@@ -288,7 +300,8 @@ async fn leaving_waits_for_proxied_connections_then_takes_everything_away() {
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
     agent.becomes("u1", State::Enabled).await;
-    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    let flow =
+        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
     agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
     agent.namespace("demo", None).await;
     agent.becomes("u1", State::Draining).await;
@@ -309,7 +322,8 @@ async fn a_leaving_pod_that_is_wanted_again_is_captured_again() {
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
     agent.becomes("u1", State::Enabled).await;
-    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    let flow =
+        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
     agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
     agent.namespace("demo", None).await;
     agent.becomes("u1", State::Draining).await;
@@ -356,7 +370,8 @@ async fn a_pod_is_not_enabled_while_ztunnel_is_away_or_does_not_listen() {
     agent.kernel.set_listening(id, []);
     agent.cx.registry.broadcast(|| Message::Look);
     agent.becomes("u1", State::Pending).await;
-    eventually("ztunnel is told anew", || ztunnel.told().ends_with(&["del u1".into(), "add u1".into()])).await;
+    eventually("ztunnel is told anew", || ztunnel.told().ends_with(&["del u1".into(), "add u1".into()]))
+        .await;
     agent.kernel.set_listening(id, PORTS);
     agent.becomes("u1", State::Enabled).await;
 }
@@ -370,7 +385,8 @@ async fn a_refusal_is_a_reason_and_not_the_end() {
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
     agent.becomes("u1", State::Pending).await;
-    eventually("the reason is said", || agent.state("u1").is_some_and(|(_, why)| why.contains("refused"))).await;
+    eventually("the reason is said", || agent.state("u1").is_some_and(|(_, why)| why.contains("refused")))
+        .await;
     ztunnel.refuse.store(false, Ordering::SeqCst);
     agent.becomes("u1", State::Enabled).await;
 }
@@ -443,7 +459,10 @@ async fn a_path_that_is_not_the_pods_is_refused() {
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
     agent.becomes("u1", State::Pending).await;
-    eventually("the reason is said", || agent.state("u1").is_some_and(|(_, why)| why.contains("not the pod's"))).await;
+    eventually("the reason is said", || {
+        agent.state("u1").is_some_and(|(_, why)| why.contains("not the pod's"))
+    })
+    .await;
     assert!(agent.ran(id).is_empty());
     assert_eq!(ztunnel.told(), ["snapshot"]);
 }
@@ -470,7 +489,8 @@ async fn a_finished_pod_is_released_without_a_drain() {
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
     agent.becomes("u1", State::Enabled).await;
-    let flow = Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    let flow =
+        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
     agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
     let mut done = pod("u1", Some("/run/netns/u1".into()));
     done.phase = sluice_shared::facts::Phase::Succeeded;

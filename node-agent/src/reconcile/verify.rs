@@ -54,7 +54,8 @@ impl PodTask {
         }
         if self.acked_by.is_empty() {
             // Its snapshot, or the server's own second try, brings the answer: nothing to do but to look again.
-            return self.pending("waiting for ztunnel: none that is connected has acknowledged the pod".into());
+            return self
+                .pending("waiting for ztunnel: none that is connected has acknowledged the pod".into());
         }
         let missing = self.missing_listeners(&seen);
         if !missing.is_empty() {
@@ -87,7 +88,9 @@ impl PodTask {
             (Some(found), Some(committed)) if found != committed => {
                 Some((DriftObject::Rules, "its rules were changed"))
             }
-            (Some(_), None) => Some((DriftObject::Rules, "its rules were changed while they were being written")),
+            (Some(_), None) => {
+                Some((DriftObject::Rules, "its rules were changed while they were being written"))
+            }
             _ if !seen.policy_rule => Some((DriftObject::PolicyRule, "its policy rule is gone")),
             _ if !seen.local_route => Some((DriftObject::Route, "its local route is gone")),
             _ => None,
@@ -136,7 +139,8 @@ impl PodTask {
 
     fn missing_listeners(&self, seen: &Observation) -> Vec<u16> {
         let dns = matches!(&self.grip, Grip::Redirected(held) if held.plan.capture_dns);
-        let needed = [PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE].into_iter().chain(dns.then_some(PORT_DNS_PROXY));
+        let needed =
+            [PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE].into_iter().chain(dns.then_some(PORT_DNS_PROXY));
         needed.filter(|port| !seen.listening.contains(port)).collect()
     }
 
@@ -221,7 +225,8 @@ impl PodTask {
         match self.verdict() {
             Verdict::InMesh { because, overrides } => {
                 let warnings = overrides.warnings.join("; ");
-                let detail = if warnings.is_empty() { because.to_string() } else { format!("{because}; {warnings}") };
+                let detail =
+                    if warnings.is_empty() { because.to_string() } else { format!("{because}; {warnings}") };
                 check("in the mesh", warnings.is_empty(), detail)
             }
             Verdict::Outside(reason) => check("outside the mesh", true, reason.to_string()),
@@ -230,7 +235,9 @@ impl PodTask {
 
     fn namespace_check(&self) -> Check {
         match (self.netns_id(), self.whereabouts()) {
-            (Some(id), Some(at)) => check("network namespace known", true, format!("{id} at {}", at.path.display())),
+            (Some(id), Some(at)) => {
+                check("network namespace known", true, format!("{id} at {}", at.path.display()))
+            }
             (None, Some(at)) => {
                 check("network namespace known", true, format!("named by the source: {}", at.path.display()))
             }
@@ -256,16 +263,23 @@ impl PodTask {
                 let there = |there: bool| if there { "there" } else { "missing" };
                 format!("policy rule {}, local route {}", there(seen.policy_rule), there(seen.local_route))
             }),
-            check("ztunnel listens in the pod", missing.is_empty(), match missing.as_slice() {
-                [] => format!("on {:?}", seen.listening),
-                missing => format!("not on {missing:?}"),
-            }),
+            check(
+                "ztunnel listens in the pod",
+                missing.is_empty(),
+                match missing.as_slice() {
+                    [] => format!("on {:?}", seen.listening),
+                    missing => format!("not on {missing:?}"),
+                },
+            ),
         ];
         if !seen.foreign_nat.is_empty() {
             checks.push(check(
                 "no foreign address translation",
                 false,
-                format!("tables {} translate addresses in the pod and may take packets before ours", seen.foreign_nat.join(", ")),
+                format!(
+                    "tables {} translate addresses in the pod and may take packets before ours",
+                    seen.foreign_nat.join(", ")
+                ),
             ));
         }
         checks

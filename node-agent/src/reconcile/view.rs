@@ -24,7 +24,7 @@ impl NodeView {
         cx: Arc<Context>,
         node_name: String,
         source: String,
-    problem: watch::Receiver<Option<String>>,
+        problem: watch::Receiver<Option<String>>,
         backend: Choice,
         drift_watch: Choice,
     ) -> Self {
@@ -62,7 +62,7 @@ impl View for NodeView {
     async fn why(&self, pod: &str) -> Result<PodStatus, WhyError> {
         let uid = self.cx.registry.find(pod)?;
         let (reply, answer) = oneshot::channel();
-        if self.cx.registry.send_existing(&uid, Message::Inspect(reply)).is_err() {
+        if !self.cx.registry.send_existing(&uid, Message::Inspect(reply)) {
             return Err(WhyError::Unknown(pod.to_owned()));
         }
         answer.await.map_err(|_| WhyError::Unknown(pod.to_owned()))

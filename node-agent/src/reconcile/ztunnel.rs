@@ -163,7 +163,9 @@ impl Hooks for ZtunnelHooks {
     async fn connected(&self, peer: &Peer) {
         let mut recalled = self.recalled.clone();
         if tokio::time::timeout(RECALL_WITHIN, recalled.wait_for(|done| *done)).await.is_err() {
-            tracing::warn!("the journal's pods have not all been looked at; ztunnel's snapshot may lack some");
+            tracing::warn!(
+                "the journal's pods have not all been looked at; ztunnel's snapshot may lack some"
+            );
         }
         if self.trust.admit(peer).await {
             self.spread_trust().await;
@@ -176,7 +178,7 @@ impl Hooks for ZtunnelHooks {
 
     fn answered(&self, peer: &Peer, uid: &PodUid, answer: Result<(), String>) {
         let message = Message::Answered { connection: peer.connection, answer };
-        let _ = self.registry.send_existing(uid, message);
+        self.registry.send_existing(uid, message);
     }
 
     fn ready(&self, peer: &Peer) {
