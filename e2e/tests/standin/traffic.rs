@@ -387,7 +387,7 @@ fn self_calls() {
 
 fn unknown_workload() {
     let lab = Lab::new();
-    std::fs::write(lab.workloads(), "workloads: []").expect("the workloads file");
+    lab.tell_of("workloads: []");
     let (_agent, standin) = lab.serve_both(&[]);
     echo(&lab.b, "[::]:8080");
     let asked = Instant::now();
@@ -395,10 +395,10 @@ fn unknown_workload() {
     assert!(asked.elapsed() >= Duration::from_secs(4), "it was not waited for");
     let mut call = Call::open(&lab.a, "10.244.0.3:8080");
     std::thread::sleep(Duration::from_millis(300));
-    std::fs::write(lab.workloads(), WORKLOADS).expect("the workloads file");
+    lab.tell_of(WORKLOADS);
     assert_eq!(call.seen_as(), "10.244.0.2");
     // What cannot be read changes nothing.
-    std::fs::write(lab.workloads(), "workloads: 7").expect("the workloads file");
+    lab.tell_of("workloads: 7");
     standin.wait("workloads-error");
     assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").seen_as(), "10.244.0.2");
 }
@@ -413,8 +413,8 @@ fn wrong_identity() {
     let stranger = "services:\n- name: echo";
     let added = "- {uid: x, name: x, namespace: demo, serviceAccount: x, trustDomain: cluster.local, \
                  workloadIps: [\"10.244.0.3\"], protocol: HBONE, node: node2, services: {}}\n";
-    std::fs::write(lab.workloads(), other.replace(stranger, &format!("{added}{stranger}"))).expect("write");
-    std::thread::sleep(Duration::from_secs(1));
+    lab.tell_of(&other.replace(stranger, &format!("{added}{stranger}")));
+    standin.wait("workloads");
     assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").failure(), ErrorKind::ConnectionReset);
     let is_it =
         |e: &Value| e["event"] == "conn-end" && e["error"].as_str().is_some_and(|e| e.contains("HBONE"));
