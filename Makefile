@@ -76,6 +76,7 @@ docs: ## Write docs/config.md anew from the agent's table of keys
 .PHONY: bless
 bless: docs ## Take what is generated now for right (golden files, docs); then read the diff
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-shared --tests
+	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin
 
 .PHONY: bench-plugin
 bench-plugin: plugin ## Measure one ADD of the static plugin, from spawn to exit

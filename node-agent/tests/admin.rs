@@ -1,6 +1,6 @@
 //! The admin socket and `sluicectl`, each against the other: what is asked, answered, shown and refused.
 //!
-//! What `sluicectl` shows is compared with whole outputs in `tests/golden`; `BLESS=1` writes them anew.
+//! What `sluicectl` shows is compared with whole outputs in `tests/golden`; `SLUICE_BLESS=1` writes them anew.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
@@ -95,12 +95,12 @@ fn stderr(output: &Output) -> String {
 
 fn assert_golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("BLESS").is_some() {
+    if std::env::var_os("SLUICE_BLESS").is_some() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
     }
     let golden = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(text == golden, "{} differs (BLESS=1 writes it anew); now it is:\n{text}", path.display());
+    assert!(text == golden, "{} differs (`make bless` writes it anew); now it is:\n{text}", path.display());
 }
 
 fn choice(chosen: &str, because: &str) -> Choice {

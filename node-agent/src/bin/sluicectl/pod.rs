@@ -129,7 +129,7 @@ fn pending(pod: &PodStatus) -> String {
         "look at ztunnel on this node: whether its pod runs, and whether its log names this pod's uid. \
          `sluicectl status` lists the ztunnels that are connected"
     } else {
-        "look at the agent's log for this pod's uid"
+        "the reason above says what is in the way; the agent's log has more under this pod's uid"
     };
     format!("The agent keeps trying. Meanwhile {look}.")
 }
