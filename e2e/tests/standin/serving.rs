@@ -2,9 +2,9 @@
 
 use crate::Test;
 use crate::agent::Answer;
+use crate::apps::{Call, echo};
 use crate::lab::{Lab, Netns, PATIENCE};
 use crate::protocol::{is_served, is_soon_not_served};
-use crate::traffic::{Call, echo};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
