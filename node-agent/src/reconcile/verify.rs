@@ -265,11 +265,13 @@ impl PodTask {
             (None, Some(at)) => {
                 check("network namespace known", true, format!("named by the source: {}", at.path.display()))
             }
-            _ => check(
-                "network namespace known",
-                self.known_facts().is_none_or(|facts| facts.host_network),
-                "no ADD was seen for this pod, and the source names no path".into(),
-            ),
+            _ if self.facts.as_ref().is_some_and(|facts| facts.host_network) => {
+                check("network namespace", true, "the host's, in which nothing is ever redirected".into())
+            }
+            _ => {
+                let why = "no ADD was seen for this pod, and the source names no path";
+                check("network namespace known", false, why.into())
+            }
         }
     }
 
