@@ -100,17 +100,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     tokio::spawn(admin.run());
     tokio::spawn(file.run(events.clone()));
-    let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
+    tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
     tokio::spawn(report(Arc::clone(&cx), health, started));
     let serving = tokio::spawn(cni.run(events));
 
     wait_for_signal().await?;
     tracing::info!("stopping; captured pods stay captured");
-    // With nobody to take events the plugin's socket closes, and callers that wait are told to come back.
-    reconciling.abort();
-    if let Err(error) = serving.await {
-        tracing::warn!(%error, "the plugin's socket ended badly");
-    }
+    serving.abort();
     zds_server.close().await;
     Ok(())
 }

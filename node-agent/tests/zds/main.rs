@@ -3,7 +3,6 @@
 
 mod agent;
 mod broken;
-mod leaks;
 mod several;
 mod ztunnel;
 
