@@ -47,7 +47,7 @@ pub enum Step<'a> {
 pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
     match step {
         Step::Enroll { plan, live } => {
-            let mut ops = routing(families(plan.ipv6), Presence::Present);
+            let mut ops = prepared(plan);
             if live {
                 // An entry from an earlier stay in the mesh would let a new connection with the same tuple bypass it.
                 ops.push(KernelOp::FlushConntrack);
@@ -56,7 +56,7 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
             ops
         }
         Step::Repair(plan) => {
-            let mut ops = routing(families(plan.ipv6), Presence::Present);
+            let mut ops = prepared(plan);
             ops.extend(rules(backend, &Rules::Install(plan)));
             ops.push(KernelOp::ForgetDirect);
             ops
@@ -66,9 +66,17 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
             let mut ops = rules(backend, &Rules::Delete);
             ops.extend(routing(&Family::BOTH, Presence::Absent));
             ops.push(KernelOp::FlushConntrack);
+            ops.push(KernelOp::RememberHalfClosed(Presence::Absent));
             ops
         }
     }
+}
+
+/// What the rules count on.
+fn prepared(plan: &RedirectPlan) -> Vec<KernelOp> {
+    let mut ops = routing(families(plan.ipv6), Presence::Present);
+    ops.push(KernelOp::RememberHalfClosed(Presence::Present));
+    ops
 }
 
 /// What happens to the rules in a step.

@@ -15,6 +15,11 @@ pub enum KernelOp {
     /// Forget the TCP connections that nobody translates and that did not come through ztunnel: what a repair must
     /// not let live, while proxied connections keep their translation.
     ForgetDirect,
+    /// Make conntrack remember TCP connections of which one direction is closed for as long as open ones, or for the
+    /// kernel's own two minutes at most again. What it forgets of a proxied connection is how to translate it: ztunnel's
+    /// next packet would leave with the wrong source, and the application's would go to the wrong socket. Where the
+    /// kernel or the container forbids this it is left undone, with a warning.
+    RememberHalfClosed(Presence),
     /// Take every chain of ours, and every jump to one, out of iptables, whatever part of them is there.
     ClearIptables,
     /// One nf_tables transaction.

@@ -10,6 +10,7 @@ use sluice_shared::plan::{Hold, RedirectPlan};
 pub const TESTS: &[(&str, fn())] = &[
     ("removal_leaves_the_namespace_as_it_was", leaves_nothing),
     ("every_step_may_be_repeated", idempotent),
+    ("half_closed_connections_are_remembered_in_the_mesh_only", half_closed),
     ("equal_plans_have_equal_fingerprints_in_every_namespace", fingerprints),
     ("a_namespace_without_ipv6_is_enrolled_all_the_same", without_ipv6),
     ("routing_is_found_missing_and_put_back", routing),
@@ -48,6 +49,26 @@ fn idempotent() {
         assert_eq!(world.pod.snapshot(), once, "{way:?}");
         world.step(way, Step::Remove);
         world.step(way, Step::Remove);
+    }
+}
+
+fn half_closed() {
+    for way in Way::ALL {
+        let world = World::new();
+        let seconds = || {
+            ["fin_wait", "close_wait", "established"].map(|state| {
+                let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{state}");
+                let text = world.pod.run(|| std::fs::read_to_string(path).expect("a timeout"));
+                text.trim().parse::<u32>().expect("seconds")
+            })
+        };
+        let before = seconds();
+        let open = before[2];
+        assert!(before[0] < open && before[1] < open);
+        world.enroll(way, &plan());
+        assert_eq!(seconds(), [open; 3], "{way:?}: as long as open ones");
+        world.step(way, Step::Remove);
+        assert_eq!(seconds(), before, "{way:?}");
     }
 }
 

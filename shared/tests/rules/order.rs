@@ -31,6 +31,7 @@ fn names(ops: &[KernelOp]) -> Vec<String> {
             KernelOp::LocalRoute(family, presence) => format!("route {family} {presence:?}"),
             KernelOp::FlushConntrack => "flush conntrack".to_owned(),
             KernelOp::ForgetDirect => "forget direct".to_owned(),
+            KernelOp::RememberHalfClosed(presence) => format!("half-closed {presence:?}"),
             KernelOp::ClearIptables => "clear iptables".to_owned(),
             KernelOp::NftBatch(_) => "nft".to_owned(),
             KernelOp::IptablesRestore(script) => format!("restore {}", script.family),
@@ -38,23 +39,28 @@ fn names(ops: &[KernelOp]) -> Vec<String> {
         .collect()
 }
 
-const ROUTING_UP: [&str; 4] =
-    ["rule IPv4 Present", "rule IPv6 Present", "route IPv4 Present", "route IPv6 Present"];
+const READY: [&str; 5] = [
+    "rule IPv4 Present",
+    "rule IPv6 Present",
+    "route IPv4 Present",
+    "route IPv6 Present",
+    "half-closed Present",
+];
 const ROUTING_DOWN: [&str; 4] =
     ["rule IPv4 Absent", "rule IPv6 Absent", "route IPv4 Absent", "route IPv6 Absent"];
 
 #[test]
-fn a_new_pod_gets_routing_before_rules() {
+fn a_new_pod_gets_what_rules_count_on_before_the_rules() {
     let ops = lower(Backend::Nftables, Step::Enroll { plan: &plan(), live: false });
-    assert_eq!(names(&ops), [&ROUTING_UP[..], &["nft"]].concat());
+    assert_eq!(names(&ops), [&READY[..], &["nft"]].concat());
     let ops = lower(Backend::Iptables, Step::Enroll { plan: &plan(), live: false });
-    assert_eq!(names(&ops), [&ROUTING_UP[..], &["clear iptables", "restore IPv4", "restore IPv6"]].concat());
+    assert_eq!(names(&ops), [&READY[..], &["clear iptables", "restore IPv4", "restore IPv6"]].concat());
 }
 
 #[test]
 fn a_live_pods_conntrack_is_flushed_just_before_the_commit() {
     let ops = lower(Backend::Nftables, Step::Enroll { plan: &plan(), live: true });
-    assert_eq!(names(&ops), [&ROUTING_UP[..], &["flush conntrack", "nft"]].concat());
+    assert_eq!(names(&ops), [&READY[..], &["flush conntrack", "nft"]].concat());
 }
 
 #[test]
@@ -66,22 +72,31 @@ fn a_replacement_touches_the_rules_only() {
 #[test]
 fn a_repair_forgets_what_slipped_by_after_the_rules_are_back() {
     let ops = lower(Backend::Nftables, Step::Repair(&plan()));
-    assert_eq!(names(&ops), [&ROUTING_UP[..], &["nft", "forget direct"]].concat());
+    assert_eq!(names(&ops), [&READY[..], &["nft", "forget direct"]].concat());
 }
 
 #[test]
 fn removal_takes_both_families_whatever_was_enrolled() {
     let ops = lower(Backend::Nftables, Step::Remove);
-    assert_eq!(names(&ops), [&["nft"], &ROUTING_DOWN[..], &["flush conntrack"]].concat());
+    assert_eq!(
+        names(&ops),
+        [&["nft"], &ROUTING_DOWN[..], &["flush conntrack", "half-closed Absent"]].concat()
+    );
     let ops = lower(Backend::Iptables, Step::Remove);
-    assert_eq!(names(&ops), [&["clear iptables"], &ROUTING_DOWN[..], &["flush conntrack"]].concat());
+    assert_eq!(
+        names(&ops),
+        [&["clear iptables"], &ROUTING_DOWN[..], &["flush conntrack", "half-closed Absent"]].concat()
+    );
 }
 
 #[test]
 fn without_ipv6_only_ipv4_is_set_up() {
     let plan = RedirectPlan { ipv6: false, ..plan() };
     let ops = lower(Backend::Iptables, Step::Enroll { plan: &plan, live: false });
-    assert_eq!(names(&ops), ["rule IPv4 Present", "route IPv4 Present", "clear iptables", "restore IPv4"]);
+    assert_eq!(
+        names(&ops),
+        ["rule IPv4 Present", "route IPv4 Present", "half-closed Present", "clear iptables", "restore IPv4"]
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 mod conntrack;
+mod half_closed;
 pub mod iptables;
 mod kept;
 mod legacy;
@@ -203,6 +204,7 @@ fn carry_out(ops: &[KernelOp], variant: Option<Variant>) -> Result<(), KernelErr
             }
             KernelOp::FlushConntrack => conntrack::flush(!observed_rules()?.foreign_nat.is_empty())?,
             KernelOp::ForgetDirect => conntrack::forget_direct()?,
+            KernelOp::RememberHalfClosed(presence) => half_closed::remember(*presence)?,
             KernelOp::NftBatch(batch) => {
                 // Rules may name cgroups by level, which counts from the sender's cgroup namespace.
                 cgroup::prefer_initial_namespace();
