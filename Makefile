@@ -68,6 +68,16 @@ demo: setup build ## Show pods, ztunnel and packets on this machine, and write t
 lab: setup build ## Open a shell in the lab (needs root)
 	$(SLUICE_BIN_DIR)/sluice-lab shell
 
+.PHONY: docs
+docs: ## Write docs/config.md anew from the agent's table of keys
+	cargo run --quiet -p sluice-agent -- --print-config-docs > target/config.md
+	mv target/config.md docs/config.md
+
+.PHONY: bless
+bless: docs ## Take what is generated now for right (golden files, docs); then read the diff
+	SLUICE_BLESS=1 cargo test --quiet -p sluice-shared --tests
+	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin
+
 .PHONY: bench-plugin
 bench-plugin: plugin ## Measure one ADD of the static plugin, from spawn to exit
 	cargo bench --quiet -p sluice-cni --profile dev --bench add

@@ -6,7 +6,7 @@ use sluice_e2e::lab::cni::CniError;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::PodSpec;
 use sluice_e2e::lab::sockets;
-use sluice_e2e::lab::suite;
+use sluice_e2e::lab::suite::{self, test};
 use sluice_e2e::lab::topology::{Families, OUTSIDE_V4, OUTSIDE_V6, Plan, Primary, World};
 use sluice_e2e::lab::traffic::dial::Dial;
 use sluice_e2e::lab::traffic::dns::{self, NAME_SERVER_SAYS, NameServer};
@@ -16,16 +16,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 fn main() {
-    suite::run(&[
-        ("pods_of_two_nodes_and_the_outside_reach_each_other", everybody_reaches_everybody),
-        ("a_bridge_with_four_plugins_attaches_a_pod", bridge),
-        ("a_failed_add_is_an_error_object_and_leaves_nothing", failed_add),
-        ("a_capture_sees_payload_and_opening_syns", capture),
-        ("a_client_is_where_it_says", client_control),
-        ("load_counts_what_fails", load),
-        ("a_name_server_answers_and_remembers", names),
-        ("a_remade_cgroup_has_another_id", cgroups),
-    ]);
+    suite::run(
+        "lab",
+        vec![
+            test("pods_of_two_nodes_and_the_outside_reach_each_other", everybody_reaches_everybody),
+            test("a_bridge_with_four_plugins_attaches_a_pod", bridge),
+            test("a_failed_add_is_an_error_object_and_leaves_nothing", failed_add),
+            test("a_capture_sees_payload_and_opening_syns", capture),
+            test("a_client_is_where_it_says", client_control),
+            test("load_counts_what_fails", load),
+            test("a_name_server_answers_and_remembers", names),
+            test("a_remade_cgroup_has_another_id", cgroups),
+        ],
+    );
 }
 
 fn plain() -> Plan {

@@ -100,13 +100,17 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     tokio::spawn(admin.run());
     tokio::spawn(file.run(events.clone()));
-    tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
+    let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
     tokio::spawn(report(Arc::clone(&cx), health, started));
     let serving = tokio::spawn(cni.run(events));
 
     wait_for_signal().await?;
     tracing::info!("stopping; captured pods stay captured");
-    serving.abort();
+    // With nobody to take events the plugin's socket closes, and callers that wait are told to come back.
+    reconciling.abort();
+    if let Err(error) = serving.await {
+        tracing::warn!(%error, "the plugin's socket ended badly");
+    }
     zds_server.close().await;
     Ok(())
 }

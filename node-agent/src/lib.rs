@@ -14,6 +14,7 @@ pub mod reconcile;
 pub mod seqpacket;
 pub mod source;
 pub mod telemetry;
+pub mod visible;
 pub mod workloads;
 pub mod yaml;
 pub mod zds;

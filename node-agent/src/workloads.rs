@@ -64,9 +64,16 @@ impl Registry {
     }
 
     /// Sends to every pod's task a message of its own.
-    pub fn broadcast(&self, mut message: impl FnMut() -> Message) {
+    pub fn broadcast(&self, message: impl FnMut() -> Message) {
+        self.broadcast_to(|_| true, message);
+    }
+
+    /// Sends to the task of every pod that looks like this.
+    pub fn broadcast_to(&self, wanted: impl Fn(&PodStatus) -> bool, mut message: impl FnMut() -> Message) {
         for entry in self.lock().values() {
-            let _ = entry.mailbox.send(message());
+            if wanted(&entry.showing().status) {
+                let _ = entry.mailbox.send(message());
+            }
         }
     }
 

@@ -18,6 +18,9 @@ use std::time::Duration;
 /// How long a loaded machine may take for what should take milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// `sluicectl`'s exit code for "there is an answer, and a pod that should be captured is not".
+const NOT_CAPTURED: i32 = 2;
+
 /// A node's agent: running or not, with what it is configured to be.
 #[derive(Debug)]
 pub struct Agent {
@@ -199,17 +202,19 @@ impl Agent {
         .map_err(|why| why.context(self.last_words()))
     }
 
-    /// Runs `sluicectl`; returns its stdout.
+    /// Runs `sluicectl`; returns its stdout, also when it says by its exit code that a pod is not as it should be.
     ///
     /// # Errors
-    /// With its stderr when it fails.
+    /// With what it said when it could not get an answer.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(binary("sluicectl")?);
         command.args(args).arg("--socket").arg(&self.admin_socket);
         let output = self.launch.netns.output(&mut command, b"")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "sluicectl {}: {}", args.join(" "), said.trim());
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let answered = matches!(output.status.code(), Some(0 | NOT_CAPTURED));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(answered, "sluicectl {}: {} {}", args.join(" "), stderr.trim(), said.trim());
+        Ok(said)
     }
 
     /// The last lines of its log.

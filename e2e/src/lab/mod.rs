@@ -14,6 +14,7 @@ pub mod outer;
 pub mod pod;
 pub mod process;
 pub mod report;
+pub mod rude;
 pub mod scene;
 pub mod sockets;
 pub mod suite;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A run's checks.
@@ -84,6 +84,36 @@ impl Report {
         println!("{}", path.display());
         Ok(())
     }
+}
+
+/// Copies the lab's files (logs, configurations, captures) to `target/reports/<name>-files`, since the lab's own
+/// directory ends with it.
+///
+/// # Errors
+/// When something cannot be copied.
+pub fn keep_files(name: &str, dir: &Path) -> Result<PathBuf> {
+    let to = reports_dir()?.join(format!("{name}-files"));
+    if to.exists() {
+        std::fs::remove_dir_all(&to).with_context(|| format!("remove {}", to.display()))?;
+    }
+    copy(dir, &to)?;
+    Ok(to)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        // Sockets are left out: without a program behind them they say nothing.
+        if kind.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else if kind.is_file() {
+            std::fs::copy(entry.path(), &target)
+                .with_context(|| format!("copy {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// `target/reports`, beside the directory that the running program is in.

@@ -7,6 +7,8 @@ use super::agent::Agent;
 use super::outer::Outer;
 use super::pod::{Pod, PodSpec};
 use super::topology::{Families, Node, Plan, World};
+use super::traffic::dial::Dial;
+use super::traffic::load::Path;
 use super::xds::Mesh;
 use super::ztunnel::{self, Ztunnel};
 use anyhow::{Context, Result, ensure};
@@ -22,6 +24,9 @@ pub const PLAIN: &str = "plain";
 const VIP_V4: [u8; 3] = [10, 96, 0];
 /// The port of the echo server in a pod, and of its service.
 pub const PORT: u16 = 8080;
+
+/// The backends that write rules.
+pub const BACKENDS: [&str; 2] = ["nftables", "iptables"];
 
 /// A pod that a scene will run.
 #[derive(Clone, Debug)]
@@ -130,6 +135,23 @@ impl Scene {
             ztunnel.until_ready()?;
         }
         Ok(())
+    }
+
+    /// Starts every node's agent, and no ztunnel. None of them serves yet.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    pub fn start_agents_only(&mut self) -> Result<()> {
+        self.agents.iter_mut().try_for_each(Agent::launch_only)
+    }
+
+    /// Which way a new connection goes.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn path(from: &super::netns::Netns, to: IpAddr) -> Result<Path> {
+        let answer = Dial::to((to, PORT).into()).recognised().ask(from, "which way?")?;
+        Ok(if answer.is_direct() { Path::Direct } else { Path::Proxied })
     }
 
     /// The first node.

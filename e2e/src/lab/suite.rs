@@ -5,26 +5,41 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 
-/// A test: makes a world of its own in the outer one.
-pub type Test = fn(&Outer) -> Result<()>;
+type Body = Box<dyn Fn(&Outer) -> Result<()> + Send>;
 
-/// Runs the tests and ends the program. Without root it fails: a test that cannot run has not passed.
-pub fn run(tests: &[(&str, Test)]) -> ! {
+/// A test: makes a world of its own in the outer one.
+pub struct Test {
+    name: String,
+    body: Body,
+}
+
+/// A test called `name`.
+pub fn test(name: impl Into<String>, body: impl Fn(&Outer) -> Result<()> + Send + 'static) -> Test {
+    Test { name: name.into(), body: Box::new(body) }
+}
+
+/// Runs the tests and ends the program. Without root it fails: a test that cannot run has not passed. When one fails,
+/// the lab's files are kept in `target/reports/<suite>-files`.
+pub fn run(suite: &str, tests: Vec<Test>) -> ! {
     let mut arguments = Arguments::from_args();
-    let names_only = arguments.list;
-    let world = if names_only { None } else { Some(enter()) };
-    let shared = world.map(Arc::new);
-    let trials = tests.iter().map(|(name, test)| {
-        let (test, shared) = (*test, shared.clone());
-        Trial::test(*name, move || {
-            let outer = shared.as_deref().ok_or_else(|| Failed::from("only listed"))?;
-            test(outer).map_err(|why| Failed::from(format!("{why:#}")))
+    let outer = if arguments.list { None } else { Some(Arc::new(enter())) };
+    let trials = tests.into_iter().map(|test| {
+        let outer = outer.clone();
+        Trial::test(test.name, move || {
+            let outer = outer.as_deref().ok_or_else(|| Failed::from("only listed"))?;
+            (test.body)(outer).map_err(|why| Failed::from(format!("{why:#}")))
         })
     });
     let trials = trials.collect();
     arguments.test_threads = Some(1);
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(outer) = &shared {
+    if let Some(outer) = &outer {
+        if conclusion.has_failed() {
+            match super::report::keep_files(suite, outer.dir()) {
+                Ok(kept) => println!("the lab's files are in {}", kept.display()),
+                Err(why) => println!("the lab's files could not be kept: {why:#}"),
+            }
+        }
         outer.cgroups().remove();
     }
     conclusion.exit()

@@ -1,13 +1,15 @@
 //! The workloads file, read again whenever it changes, and waiting for what it does not yet know.
 
+use super::events::Events;
 use super::workloads::{Directory, Workload, WorkloadInfo, WorkloadsError};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
-/// How often the file is looked at for changes. ztunnel itself reads it once; tests want more.
-const POLL: Duration = Duration::from_millis(200);
+/// How often the file is looked at for changes. ztunnel itself reads it once; tests want more, and soon.
+const POLL: Duration = Duration::from_millis(20);
 /// How long a connection waits for its workload to become known (ztunnel's own limit).
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -16,15 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Directories(watch::Receiver<Arc<Directory>>);
 
 impl Directories {
-    /// Reads `path`, and again whenever it changes. A reading that fails leaves the last good one in force and is
-    /// told to `on_error`.
+    /// Reads `path`, and again whenever it changes, and says so. A reading that fails leaves the last good one in force.
     ///
     /// # Errors
     /// When the first reading fails.
-    pub fn follow(
-        path: PathBuf,
-        on_error: impl Fn(WorkloadsError) + Send + 'static,
-    ) -> Result<Self, WorkloadsError> {
+    pub fn follow(path: PathBuf, events: Events) -> Result<Self, WorkloadsError> {
         let mut seen = stamp(&path);
         let (publish, current) = watch::channel(Arc::new(read(&path)?));
         tokio::spawn(async move {
@@ -36,8 +34,11 @@ impl Directories {
                 }
                 seen = now;
                 match read(&path) {
-                    Ok(directory) => drop(publish.send_replace(Arc::new(directory))),
-                    Err(error) => on_error(error),
+                    Ok(directory) => {
+                        publish.send_replace(Arc::new(directory));
+                        events.say(json!({"event": "workloads"}));
+                    }
+                    Err(error) => events.say(json!({"event": "workloads-error", "error": error.to_string()})),
                 }
             }
         });

@@ -1,4 +1,19 @@
 //! What the stand-in says: one JSON object a line on stdout, and the count of the agent's faults.
+//!
+//! | `event` | when | more keys |
+//! |---|---|---|
+//! | `connected`, `disconnected`, `no-agent` | the session begins, ends, cannot begin | `why`, `error` |
+//! | `add` | an Add was carried out, or a pending pod was started | `uid`, `inode`, `known` when nothing changed |
+//! | `pending` | a pod's listeners cannot be bound | `uid`, `inode`, `error` |
+//! | `keep`, `del` | so asked | `uid`, `known` |
+//! | `snapshot`, `reconciled-away` | the snapshot's end, and what it removed | `pods`, `removed`, `keptUnserved`; `uid` |
+//! | `ready` | readiness begins | |
+//! | `nack`, `protocol-error` | a request was refused, the agent was at fault | `error`, `detail` |
+//! | `conn`, `conn-end` | a connection, or a DNS question | `uid`, `direction`, `src`, `dst`, `mtls`, `target`, `identity`, `name`; at its end `sent`, `received`, `ms`, `error` |
+//! | `conn-refused`, `accept-error` | a connection that never was one | `uid`, `src`, `error` |
+//! | `workloads`, `workloads-error` | a changed workloads file is in force, or cannot be read | `error` |
+//! | `hanging` | `--hang-after` came true | `answered` |
+//! | `exit` | the end | `faults`, `cut`, `error` |
 
 use serde_json::{Value, json};
 use std::io::Write;

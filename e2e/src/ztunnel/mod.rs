@@ -82,10 +82,7 @@ pub async fn run(options: Options) -> anyhow::Result<u8> {
     let events = Events::to_stdout(options.strict);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let on_error = events.clone();
-    let directories = directories::Directories::follow(options.workloads.clone(), move |error| {
-        on_error.say(json!({"event": "workloads-error", "error": error.to_string()}));
-    })?;
+    let directories = directories::Directories::follow(options.workloads.clone(), events.clone())?;
     let shared = Shared {
         entrance: netns::Entrance::open(),
         directories,

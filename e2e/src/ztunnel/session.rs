@@ -12,11 +12,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_seqpacket::UnixSeqpacket;
 use tokio_seqpacket::ancillary::OwnedAncillaryMessage;
 
-const FIRST_DELAY: Duration = Duration::from_millis(20);
+/// The first pause after a failed connect; it doubles.
+const CONNECT_DELAY: Duration = Duration::from_millis(20);
+/// The first pause after a hello that could not be written; it doubles.
+const HELLO_DELAY: Duration = Duration::from_millis(5);
+/// Neither grows beyond this. A session that ends after its hello costs no pause at all.
 const LAST_DELAY: Duration = Duration::from_secs(15);
 /// How long an answer, or the hello, may take to be written.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,56 +47,64 @@ pub struct Session {
 pub struct ProtocolError(String);
 
 enum End {
+    /// The agent did not take the hello.
+    NoHello(io::Error),
     /// The agent closed, or the connection was dropped: connect again.
     Reconnect(String),
     Fatal(ProtocolError),
 }
 
 impl Session {
-    /// Connects and serves, again and again.
-    ///
-    /// # Errors
-    /// Returns only when the agent broke the protocol in a way that ends ztunnel.
+    /// Connects and serves, again and again. Returns only when the agent broke the protocol in a way that ends ztunnel.
     pub async fn run(self) -> ProtocolError {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut delay, mut answered) = (FIRST_DELAY, 0);
+        let (mut connect_delay, mut hello_delay, mut answered) = (CONNECT_DELAY, HELLO_DELAY, 0);
         loop {
             let agent = match UnixSeqpacket::connect(&self.socket).await {
                 Ok(agent) => agent,
                 Err(error) => {
                     self.events.say(json!({"event": "no-agent", "error": error.to_string()}));
-                    let again = Instant::now() + delay;
-                    while tokio::time::timeout_at(again, retry.tick()).await.is_ok() {
-                        self.table.retry_pending().await;
-                    }
-                    delay = LAST_DELAY.min(delay * 2);
+                    self.pause(&mut connect_delay, &mut retry).await;
                     continue;
                 }
             };
-            delay = FIRST_DELAY;
+            connect_delay = CONNECT_DELAY;
             self.table.session_began();
             self.events.say(json!({"event": "connected"}));
             let end = self.serve(&agent, &mut retry, &mut answered).await;
+            drop(agent);
             self.table.session_ended();
             match end {
                 End::Fatal(error) => return error,
-                End::Reconnect(why) => self.events.say(json!({"event": "disconnected", "why": why})),
+                End::Reconnect(why) => {
+                    hello_delay = HELLO_DELAY;
+                    self.events.say(json!({"event": "disconnected", "why": why}));
+                }
+                End::NoHello(error) => {
+                    let why = format!("cannot write the hello: {error}");
+                    self.events.say(json!({"event": "disconnected", "why": why}));
+                    self.pause(&mut hello_delay, &mut retry).await;
+                }
             }
         }
     }
 
-    async fn serve(
-        &self,
-        agent: &UnixSeqpacket,
-        retry: &mut tokio::time::Interval,
-        answered: &mut u64,
-    ) -> End {
+    /// Waits for `delay`, and doubles it. What is pending is tried again meanwhile.
+    async fn pause(&self, delay: &mut Duration, retry: &mut Interval) {
+        let until = Instant::now() + *delay;
+        while tokio::time::timeout_at(until, retry.tick()).await.is_ok() {
+            self.table.retry_pending().await;
+        }
+        *delay = LAST_DELAY.min(*delay * 2);
+    }
+
+    async fn serve(&self, agent: &UnixSeqpacket, retry: &mut Interval, answered: &mut u64) -> End {
         if has_request(agent).await {
             self.events.fault("the agent spoke before it had our hello");
         }
         if let Err(error) = write(agent, &messages::hello()).await {
-            return End::Reconnect(format!("cannot write the hello: {error}"));
+            return End::NoHello(error);
         }
         loop {
             let packet = tokio::select! {

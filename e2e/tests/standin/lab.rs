@@ -105,12 +105,19 @@ impl Lab {
                  ip -6 route add default via fd00::1"
             ));
         }
-        std::fs::write(lab.workloads(), WORKLOADS).expect("the workloads file");
+        lab.tell_of(WORKLOADS);
         lab
     }
 
     pub fn workloads(&self) -> PathBuf {
         self.dir.path().join("workloads.yaml")
+    }
+
+    /// Changes what istiod would say, at once.
+    pub fn tell_of(&self, workloads: &str) {
+        let next = self.dir.path().join("next.yaml");
+        std::fs::write(&next, workloads).expect("the workloads file");
+        std::fs::rename(next, self.workloads()).expect("rename");
     }
 
     pub fn socket(&self) -> PathBuf {

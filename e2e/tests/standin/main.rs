@@ -3,6 +3,7 @@
 //! Needs root, `unshare`, `ip` and `nft`, and fails without them. Everything happens in namespaces of its own.
 
 mod agent;
+mod apps;
 mod lab;
 mod protocol;
 mod serving;

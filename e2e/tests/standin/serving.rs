@@ -2,9 +2,9 @@
 
 use crate::Test;
 use crate::agent::Answer;
+use crate::apps::{Call, echo};
 use crate::lab::{Lab, Netns, PATIENCE};
 use crate::protocol::{is_served, is_soon_not_served};
-use crate::traffic::{Call, echo};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
@@ -141,6 +141,10 @@ fn waits_for_an_agent() {
     let lab = Lab::new();
     let mut standin = lab.standin(&[]);
     standin.wait("no-agent");
+    std::thread::sleep(Duration::from_secs(2));
+    // After 20, 60, 140, 300, 620 and 1260 ms, and later on a busy machine.
+    let tries = standin.events("no-agent").len();
+    assert!((2..=8).contains(&tries), "{tries} tries in two seconds");
     let mut agent = lab.agent();
     agent.accept();
     agent.snapshot_sent().expect_ack();

@@ -1,11 +1,12 @@
 //! What applications see, and what is on the wire.
 
 use crate::Test;
-use crate::lab::{Lab, Netns, PATIENCE, WORKLOADS, redirect, redirect_without_nat};
+use crate::apps::{Call, echo};
+use crate::lab::{Lab, PATIENCE, WORKLOADS, redirect, redirect_without_nat};
 use crate::wire::Capture;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
@@ -30,75 +31,6 @@ pub const TESTS: &[Test] = &[
     ("an unknown workload is waited for", unknown_workload),
     ("a peer with another identity is refused", wrong_identity),
 ];
-
-/// An application: says who called, echoes until the end of the stream, says how much that was.
-pub fn echo(pod: &Netns, address: &str) {
-    let listener = pod.inside(|| TcpListener::bind(address).expect("bind"));
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            std::thread::spawn(move || serve(stream.expect("accept")));
-        }
-    });
-}
-
-fn serve(mut stream: TcpStream) -> std::io::Result<()> {
-    writeln!(stream, "from {}", stream.peer_addr()?.ip().to_canonical())?;
-    let (mut buffer, mut total) = (vec![0; 65536], 0);
-    loop {
-        let n = stream.read(&mut buffer)?;
-        if n == 0 {
-            return writeln!(stream, "bye {total}");
-        }
-        total += n;
-        stream.write_all(&buffer[..n])?;
-    }
-}
-
-/// A client's connection.
-pub struct Call(BufReader<TcpStream>);
-
-impl Call {
-    pub fn open(pod: &Netns, address: &str) -> Self {
-        let stream = pod.inside(|| TcpStream::connect(address).expect("connect"));
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        Self(BufReader::new(stream))
-    }
-
-    /// The address that the application saw.
-    pub fn seen_as(&mut self) -> String {
-        self.line().strip_prefix("from ").expect("a greeting").trim().to_owned()
-    }
-
-    pub fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("a line");
-        line
-    }
-
-    /// Sends and receives the same.
-    pub fn echo(&mut self, payload: &[u8]) {
-        self.0.get_ref().write_all(payload).expect("write");
-        let mut back = vec![0; payload.len()];
-        self.0.read_exact(&mut back).expect("the echo");
-        assert!(back == payload, "the echo differs");
-    }
-
-    /// Closes the client's direction only, and takes the farewell.
-    pub fn finish(mut self, total: usize) {
-        self.0.get_ref().shutdown(Shutdown::Write).expect("shutdown");
-        assert_eq!(self.line(), format!("bye {total}\n"));
-        assert_eq!(self.0.read(&mut [0]).expect("the end"), 0);
-    }
-
-    /// Whether it fails before anything arrives, and how.
-    fn failure(mut self) -> ErrorKind {
-        match self.0.read(&mut [0]) {
-            Ok(0) => ErrorKind::UnexpectedEof,
-            Ok(_) => panic!("it did not fail"),
-            Err(error) => error.kind(),
-        }
-    }
-}
 
 fn meshed(address: &str, client: &str) {
     let lab = Lab::new();
@@ -387,7 +319,7 @@ fn self_calls() {
 
 fn unknown_workload() {
     let lab = Lab::new();
-    std::fs::write(lab.workloads(), "workloads: []").expect("the workloads file");
+    lab.tell_of("workloads: []");
     let (_agent, standin) = lab.serve_both(&[]);
     echo(&lab.b, "[::]:8080");
     let asked = Instant::now();
@@ -395,10 +327,10 @@ fn unknown_workload() {
     assert!(asked.elapsed() >= Duration::from_secs(4), "it was not waited for");
     let mut call = Call::open(&lab.a, "10.244.0.3:8080");
     std::thread::sleep(Duration::from_millis(300));
-    std::fs::write(lab.workloads(), WORKLOADS).expect("the workloads file");
+    lab.tell_of(WORKLOADS);
     assert_eq!(call.seen_as(), "10.244.0.2");
     // What cannot be read changes nothing.
-    std::fs::write(lab.workloads(), "workloads: 7").expect("the workloads file");
+    lab.tell_of("workloads: 7");
     standin.wait("workloads-error");
     assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").seen_as(), "10.244.0.2");
 }
@@ -413,8 +345,8 @@ fn wrong_identity() {
     let stranger = "services:\n- name: echo";
     let added = "- {uid: x, name: x, namespace: demo, serviceAccount: x, trustDomain: cluster.local, \
                  workloadIps: [\"10.244.0.3\"], protocol: HBONE, node: node2, services: {}}\n";
-    std::fs::write(lab.workloads(), other.replace(stranger, &format!("{added}{stranger}"))).expect("write");
-    std::thread::sleep(Duration::from_secs(1));
+    lab.tell_of(&other.replace(stranger, &format!("{added}{stranger}")));
+    standin.wait("workloads");
     assert_eq!(Call::open(&lab.a, "10.244.0.3:8080").failure(), ErrorKind::ConnectionReset);
     let is_it =
         |e: &Value| e["event"] == "conn-end" && e["error"].as_str().is_some_and(|e| e.contains("HBONE"));

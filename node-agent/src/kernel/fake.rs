@@ -256,6 +256,10 @@ impl Kernel for RecordingKernel {
         })
     }
 
+    fn observe_since(&self, netns: &Netns, _: &Observation) -> Result<Observation, KernelError> {
+        self.observe(netns)
+    }
+
     fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
         Ok(self.lock().places.get(&Place::Host).and_then(|content| content.rules))
     }

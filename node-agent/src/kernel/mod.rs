@@ -60,6 +60,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// When the namespace cannot be entered or a dump fails.
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError>;
 
+    /// Looks again. What `before` shows of rules is taken over, unread, while the generation says that nobody has
+    /// changed any since.
+    ///
+    /// # Errors
+    /// As for [`Kernel::observe`].
+    fn observe_since(&self, netns: &Netns, before: &Observation) -> Result<Observation, KernelError>;
+
     /// Looks at our table in the host's namespace: its fingerprint, or `None` when it is not there.
     ///
     /// # Errors

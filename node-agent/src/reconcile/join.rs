@@ -6,7 +6,7 @@
 use super::pod::{Grip, PodTask, Redirected};
 use super::{Message, Whereabouts, share_an_address, sockets};
 use crate::journal::Sandbox;
-use crate::kernel::{Fingerprint, KernelError, Netns};
+use crate::kernel::{KernelError, Netns};
 use crate::metrics::{AddPhase, KernelStep};
 use crate::zds::AddError;
 use sluice_shared::admin::State;
@@ -191,6 +191,10 @@ impl PodTask {
     /// ztunnel first, then the rules, then the rules narrowed to the connections that were there.
     async fn enroll_live(&mut self, netns: &Arc<Netns>, overrides: &Overrides) -> Result<(), String> {
         self.hand(self.workload(netns));
+        if !*self.cx.ztunnel.any_ready().borrow() {
+            // The snapshot of the next one has the pod, and its answer is what goes on here.
+            return Err("waiting for ztunnel: none is connected".into());
+        }
         self.hand_over(netns, Instant::now() + LIVE_HANDOVER)
             .await
             .map_err(|error| format!("waiting for ztunnel: {error}"))?;
@@ -220,7 +224,7 @@ impl PodTask {
 
     /// Opens the pod's namespace, and makes sure that it is the pod's: by the inode that ADD vouched for, or, where
     /// only the source names a path, by the pod's address in it.
-    async fn find_namespace(&mut self) -> Result<Arc<Netns>, String> {
+    pub(super) async fn find_namespace(&mut self) -> Result<Arc<Netns>, String> {
         let Some(Whereabouts { path, netns: vouched }) = self.whereabouts() else {
             return Err(
                 "its network namespace is not known: no ADD was seen for it, and the source names no path"
@@ -326,17 +330,17 @@ impl PodTask {
     ) -> Result<(), KernelError> {
         let began = Instant::now();
         let there = Arc::clone(netns);
-        let rules: Option<Fingerprint> = self
+        let seen = self
             .cx
             .kernel
             .run(move |kernel| {
                 kernel.run(&there, &ops)?;
-                Ok(kernel.observe(&there)?.rules)
+                kernel.observe(&there)
             })
             .await
             .inspect_err(|_| self.cx.metrics.kernel_error(KernelStep::Enroll))?;
         self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
-        let held = Redirected { netns: Arc::clone(netns), plan, rules };
+        let held = Redirected { netns: Arc::clone(netns), plan, committed: seen.rules, seen };
         match &mut self.grip {
             Grip::Draining { held: draining, .. } if held.plan.stage == Stage::Drain => *draining = held,
             _ => self.grip = Grip::Redirected(held),

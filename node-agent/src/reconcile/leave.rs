@@ -3,7 +3,7 @@
 use super::pod::{Grip, PodTask};
 use super::sockets;
 use sluice_shared::admin::State;
-use sluice_shared::enroll::Reason;
+use sluice_shared::enroll::{Overrides, Reason};
 use sluice_shared::lower::{self, Step};
 use sluice_shared::plan::{RedirectPlan, Stage};
 use std::sync::Arc;
@@ -29,10 +29,33 @@ impl PodTask {
             return self.retry_later();
         }
         self.retry_at_once();
+        self.begin_drain();
+        self.drain(reason).await;
+    }
+
+    fn begin_drain(&mut self) {
         if let Grip::Redirected(held) = std::mem::replace(&mut self.grip, Grip::None) {
             let deadline = Instant::now() + self.cx.settings.drain_timeout;
             self.grip = Grip::Draining { held, deadline };
         }
+    }
+
+    /// A predecessor of this agent had the pod redirected, and it is not to be in the mesh: what is left of ours there
+    /// leaves by a drain of its own.
+    pub(super) async fn go_on_leaving(&mut self, reason: Reason) {
+        let netns = match self.find_namespace().await {
+            Ok(netns) => netns,
+            Err(why) => {
+                tracing::info!(uid = %self.entry.uid, why, "nothing is left of a pod that had been captured");
+                self.remember(false);
+                return self.stay_outside(reason).await;
+            }
+        };
+        let plan = self.plan(&Overrides::default(), Stage::Drain).await;
+        if let Err(error) = self.replace(&netns, plan).await {
+            return self.pending(format!("{reason}; capture could not be ended yet: {error}"));
+        }
+        self.begin_drain();
         self.drain(reason).await;
     }
 

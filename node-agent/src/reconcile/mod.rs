@@ -36,7 +36,7 @@ use sluice_shared::lower::Backend;
 use sluice_shared::membership::Fallback;
 use sluice_shared::plan::{Hold, RedirectConfig};
 use sluice_shared::wire::{Attachment, AttachmentId, Reply, Verb};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -154,9 +154,6 @@ pub struct Reconciler {
     cx: Arc<Context>,
     /// ADDs that wait for the source's first complete list.
     early: Vec<(Attachment, OwnedFd, oneshot::Sender<Reply>)>,
-    /// Which pods each namespace holds, so that a label reaches them.
-    pods_of: BTreeMap<String, BTreeSet<PodUid>>,
-    namespace_of: HashMap<PodUid, String>,
 }
 
 impl Context {
@@ -198,7 +195,7 @@ impl Reconciler {
     /// A reconciler for what `cx` joins.
     #[must_use]
     pub fn new(cx: Arc<Context>) -> Self {
-        Self { cx, early: Vec::new(), pods_of: BTreeMap::new(), namespace_of: HashMap::new() }
+        Self { cx, early: Vec::new() }
     }
 
     /// Acts on events until the sources are gone. `recalled` is told when the journal's pods have been looked at.
@@ -232,13 +229,8 @@ impl Reconciler {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Pod(pod) => self.pod(pod),
+            Event::Pod(pod) => self.cx.tell(&pod.uid.clone(), Message::Facts(Some(pod))),
             Event::PodGone(uid) => {
-                if let Some(namespace) = self.namespace_of.remove(&uid)
-                    && let Some(pods) = self.pods_of.get_mut(&namespace)
-                {
-                    pods.remove(&uid);
-                }
                 self.cx.registry.send_existing(&uid, Message::Facts(None));
             }
             Event::Namespace(namespace) => self.namespace(&namespace.name, Some(&namespace)),
@@ -255,17 +247,10 @@ impl Reconciler {
         }
     }
 
-    fn pod(&mut self, pod: Box<PodFacts>) {
-        self.pods_of.entry(pod.namespace.clone()).or_default().insert(pod.uid.clone());
-        self.namespace_of.insert(pod.uid.clone(), pod.namespace.clone());
-        self.cx.tell(&pod.uid.clone(), Message::Facts(Some(pod)));
-    }
-
     fn namespace(&mut self, name: &str, facts: Option<&NamespaceFacts>) {
         self.cx.namespaces.set(name, facts.cloned());
         self.cx.members.namespace(name, facts, &self.cx.settings.policy);
-        // Pods that only ADD has shown are in no index here; they are few, and settling is cheap.
-        self.cx.registry.broadcast(|| Message::Resettle(None));
+        self.cx.registry.broadcast_to(|pod| pod.namespace == name, || Message::Resettle(None));
     }
 
     fn cni(&mut self, call: CniCall) {
@@ -317,14 +302,7 @@ impl Reconciler {
             return Some(uid.clone());
         }
         let pod = attachment.pod.as_ref()?;
-        let candidates = self.pods_of.get(&pod.namespace);
-        let by_name = candidates.and_then(|uids| {
-            let showings = self.cx.registry.showings();
-            showings
-                .iter()
-                .find(|s| s.status.name == pod.name && uids.contains(&s.status.uid))
-                .map(|s| s.status.uid.clone())
-        });
+        let by_name = self.cx.registry.find(&pod.to_string()).ok();
         by_name.or_else(|| PodUid::new(format!("sandbox-{:.50}", attachment.id.container_id)).ok())
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{Context, Message, Whereabouts, answer_error, answer_ok};
 use crate::journal::Sandbox;
-use crate::kernel::{Fingerprint, Netns};
+use crate::kernel::{Fingerprint, Netns, Observation};
 use crate::workloads::Entry;
 use crate::zds;
 use sluice_shared::admin::{PodStatus, State};
@@ -67,8 +67,10 @@ pub(super) struct Redirected {
     pub(super) netns: Arc<Netns>,
     /// The plan in force.
     pub(super) plan: RedirectPlan,
-    /// What the kernel showed when the plan was committed; `None` until it has been looked at.
-    pub(super) rules: Option<Fingerprint>,
+    /// What the kernel showed right after the plan was committed.
+    pub(super) committed: Option<Fingerprint>,
+    /// What it showed last.
+    pub(super) seen: Observation,
 }
 
 impl PodTask {
@@ -203,6 +205,9 @@ impl PodTask {
                 self.show(State::Pending, "waiting for the source's first complete list".into());
             }
             (Grip::None, Verdict::InMesh { overrides, .. }) => self.join(&overrides).await,
+            (Grip::None, Verdict::Outside(reason)) if self.was_redirected() => {
+                self.go_on_leaving(reason).await;
+            }
             (Grip::None, Verdict::Outside(reason)) => self.stay_outside(reason).await,
             (Grip::Redirected(_), Verdict::InMesh { overrides, .. }) => self.keep(&overrides).await,
             (Grip::Redirected(_), Verdict::Outside(_)) if !self.knows_enough() => {}
@@ -290,12 +295,21 @@ impl PodTask {
         })
     }
 
-    async fn stay_outside(&mut self, reason: Reason) {
+    /// Whether the journal says that rules of ours are in the pod.
+    fn was_redirected(&self) -> bool {
+        self.sandbox.as_ref().is_some_and(|sandbox| sandbox.redirected)
+    }
+
+    pub(super) async fn stay_outside(&mut self, reason: Reason) {
         // It may have been offered to ztunnel while it was wanted.
         if self.hand(None) {
             self.cx.ztunnel.del(&self.entry.uid).await;
         }
         self.retry_at_once();
+        // A path that only the source named is nobody's once the source shows the pod no longer.
+        if self.facts.is_none() && self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_none()) {
+            self.release("the source no longer shows it").await;
+        }
         self.show(State::Outside, reason.to_string());
     }
 

@@ -41,14 +41,17 @@ impl PodTask {
     /// Looks, and says what the pod is.
     pub(super) async fn confirm(&mut self) {
         let (Grip::Redirected(held), Verdict::InMesh { .. }) = (&self.grip, self.verdict()) else { return };
-        let netns = Arc::clone(&held.netns);
-        let seen = match self.cx.kernel.run(move |kernel| kernel.observe(&netns)).await {
+        let (netns, before) = (Arc::clone(&held.netns), held.seen.clone());
+        let seen = match self.cx.kernel.run(move |kernel| kernel.observe_since(&netns, &before)).await {
             Ok(seen) => seen,
             Err(error) => {
                 self.cx.metrics.kernel_error(KernelStep::Observe);
                 return self.pending(format!("its namespace cannot be looked at: {error}"));
             }
         };
+        if let Grip::Redirected(held) = &mut self.grip {
+            held.seen = seen.clone();
+        }
         if let Some((object, what)) = self.drift(&seen) {
             return self.repair(object, what).await;
         }
@@ -76,14 +79,37 @@ impl PodTask {
                 self.prune().await;
                 self.confirm().await;
             }
-            Grip::Draining { .. } => self.settle().await,
+            Grip::Draining { .. } => {
+                self.mend_drain().await;
+                self.settle().await;
+            }
         }
+    }
+
+    /// A leaving pod's marks, rule and route are still what its proxied connections live on.
+    async fn mend_drain(&mut self) {
+        let Grip::Draining { held, .. } = &self.grip else { return };
+        let (netns, plan, before) = (Arc::clone(&held.netns), held.plan.clone(), held.seen.clone());
+        let looked_at = Arc::clone(&netns);
+        let seen = self.cx.kernel.run(move |kernel| kernel.observe_since(&looked_at, &before)).await;
+        let Ok(Some((object, what))) = seen.map(|seen| self.drift(&seen)) else { return };
+        let ops = lower::lower(self.cx.settings.backend, Step::Repair(&plan));
+        match self.apply(&netns, plan, ops).await {
+            Ok(()) => self.count_repair(object, what),
+            Err(error) => tracing::warn!(uid = %self.entry.uid, what, %error, "drift could not be put right"),
+        }
+    }
+
+    fn count_repair(&mut self, object: DriftObject, what: &str) {
+        self.drift_repairs += 1;
+        self.cx.metrics.drift_repaired(object);
+        tracing::warn!(uid = %self.entry.uid, what, "drift put right");
     }
 
     /// What of ours is not as it was committed, if anything.
     fn drift(&self, seen: &Observation) -> Option<(DriftObject, &'static str)> {
         let (Grip::Redirected(held) | Grip::Draining { held, .. }) = &self.grip else { return None };
-        match (seen.rules, held.rules) {
+        match (seen.rules, held.committed) {
             (None, _) => Some((DriftObject::Rules, "its rules are gone")),
             (Some(found), Some(committed)) if found != committed => {
                 Some((DriftObject::Rules, "its rules were changed"))
@@ -106,9 +132,7 @@ impl PodTask {
         let ops = lower::lower(self.cx.settings.backend, Step::Repair(&plan));
         match self.apply(&netns, plan, ops).await {
             Ok(()) => {
-                self.drift_repairs += 1;
-                self.cx.metrics.drift_repaired(object);
-                tracing::warn!(uid = %self.entry.uid, what, "drift put right");
+                self.count_repair(object, what);
                 self.settle_after_repair().await;
             }
             Err(error) => {
@@ -241,11 +265,13 @@ impl PodTask {
             (None, Some(at)) => {
                 check("network namespace known", true, format!("named by the source: {}", at.path.display()))
             }
-            _ => check(
-                "network namespace known",
-                self.known_facts().is_none_or(|facts| facts.host_network),
-                "no ADD was seen for this pod, and the source names no path".into(),
-            ),
+            _ if self.facts.as_ref().is_some_and(|facts| facts.host_network) => {
+                check("network namespace", true, "the host's, in which nothing is ever redirected".into())
+            }
+            _ => {
+                let why = "no ADD was seen for this pod, and the source names no path";
+                check("network namespace known", false, why.into())
+            }
         }
     }
 

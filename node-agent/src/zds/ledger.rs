@@ -53,13 +53,11 @@ impl Ledger {
         (peer, wake)
     }
 
-    /// A connection is gone. Whoever waited for it waits for the next newest, which from now on has to serve every pod.
+    /// A connection is gone. Whoever waited for it waits for the next newest, which from now on has to serve every pod;
+    /// also one whose snapshot is under way may have been passed over for the one that is gone.
     pub fn disconnect(&mut self, connection: u64) {
         self.outboxes.retain(|outbox| outbox.peer().connection != connection);
-        if let Some(newest) = self.newest_ready()
-            && newest < connection
-            && let Some(outbox) = self.outbox(newest)
-        {
+        for outbox in self.outboxes.iter_mut().filter(|outbox| outbox.peer().connection < connection) {
             outbox.promote();
         }
         self.dispatch();
@@ -213,3 +211,6 @@ fn extract(waiting: &mut BTreeMap<u64, Waiting>, mut which: impl FnMut(&Waiting)
     let ids: Vec<u64> = waiting.iter().filter(|(_, w)| which(w)).map(|(id, _)| *id).collect();
     ids.iter().filter_map(|id| waiting.remove(id)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -50,7 +50,7 @@ pub struct Outbox {
     /// Deleted while a list of what is wanted is being made: not to be taken from that list.
     deleted: HashSet<PodUid>,
     collecting: bool,
-    /// It has become the one that must serve every pod.
+    /// It may have become the one that must serve every pod.
     promoted: bool,
     wake: Arc<Notify>,
 }
@@ -199,7 +199,7 @@ impl Outbox {
                 Ok(()) => Standing::Acked,
                 Err(reason) => {
                     let pause = match pod.standing {
-                        Standing::Refused { pause, .. } => (pause * 2).min(RETRY_MAX),
+                        Standing::Refused { pause, .. } => pause,
                         _ => RETRY_FIRST,
                     };
                     Standing::refused(reason, pause, now)
@@ -235,7 +235,7 @@ impl Outbox {
         self.pods.get(uid).map(|pod| &pod.standing)
     }
 
-    /// From now on this connection has to serve every pod.
+    /// A newer connection is gone, so that this one may have to serve what only that one was told.
     pub fn promote(&mut self) {
         self.promoted = true;
         self.wake.notify_one();
@@ -254,14 +254,8 @@ impl Outbox {
 
     /// Queues an Add, in place of one that is queued for the same pod.
     pub fn enqueue(&mut self, workload: Workload) {
-        let queued = self.queue.iter_mut().find_map(|work| match work {
-            Work::Add(queued) if queued.uid == workload.uid => Some(queued),
-            _ => None,
-        });
-        match queued {
-            Some(queued) => *queued = workload,
-            None => self.queue.push_back(Work::Add(workload)),
-        }
+        self.queue.retain(|work| !matches!(work, Work::Add(queued) if queued.uid == workload.uid));
+        self.queue.push_back(Work::Add(workload));
         self.wake.notify_one();
     }
 
@@ -297,21 +291,23 @@ impl Outbox {
         list
     }
 
-    /// The list is here: offers again what is due and, if this is to serve `all`, what it lacks.
+    /// The list is here: offers again what is due, with a longer pause each time, and what this lacks if it has to serve
+    /// `all`.
     pub fn refresh(&mut self, list: Vec<Workload>, all: bool, now: Instant) {
         let list = self.collected(list);
         self.promoted = false;
+        let owners = self.owners(&list);
         for workload in list {
-            let wanted = match self.pods.get(&workload.uid).map(|pod| &pod.standing) {
-                None | Some(Standing::Kept) => all,
-                Some(Standing::Refused { again, .. }) => *again <= now,
-                Some(Standing::Asked | Standing::Acked) => false,
+            let Some(netns) = workload.netns.as_ref().map(|netns| netns.id()) else { continue };
+            let wanted = match self.pods.get(&workload.uid) {
+                Some(Pod { standing: Standing::Refused { again, .. }, .. }) if *again <= now => true,
+                Some(pod) if pod.netns == Some(netns) => false,
+                _ => all,
             };
-            let netns = workload.netns.as_ref().map(|netns| netns.id());
-            let free = netns.is_some_and(|netns| self.occupant(netns, &workload.uid).is_none());
+            let owned = owners.get(&netns) == Some(&workload.uid);
             // What was queued while the list was made is newer than the list.
             let queued = self.queue.iter().any(|work| work.uid() == &workload.uid);
-            if wanted && free && !queued {
+            if wanted && owned && !queued {
                 self.enqueue(workload);
             }
         }
@@ -320,9 +316,24 @@ impl Outbox {
             if let Standing::Refused { pause, again, .. } = &mut pod.standing
                 && *again <= now
             {
+                *pause = (*pause * 2).min(RETRY_MAX);
                 *again = now + *pause;
             }
         }
+    }
+
+    /// Whose each namespace is: that of the pod that is served there, if the list still says so, else of the first that
+    /// the list names.
+    fn owners(&self, list: &[Workload]) -> HashMap<NetnsId, PodUid> {
+        let mut owners = HashMap::new();
+        for workload in list {
+            let Some(netns) = workload.netns.as_ref().map(|netns| netns.id()) else { continue };
+            let is_there = self.pods.get(&workload.uid).is_some_and(|pod| pod.netns == Some(netns));
+            if is_there || !owners.contains_key(&netns) {
+                owners.insert(netns, workload.uid.clone());
+            }
+        }
+        owners
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod agent;
 mod broken;
+mod leaks;
 mod several;
 mod ztunnel;
 

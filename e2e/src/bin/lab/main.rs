@@ -5,7 +5,7 @@ mod demo;
 mod shell;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::lab::{cgroup, outer};
+use sluice_e2e::lab::{cgroup, outer, rude};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -38,6 +38,15 @@ enum What {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
     },
+    /// Send one message to a SOCK_SEQPACKET socket and print the answer (used by the lab itself)
+    #[command(hide = true)]
+    Say {
+        /// The socket
+        #[arg(long)]
+        socket: PathBuf,
+        /// The message
+        message: String,
+    },
     /// Say one line to an echo server and stay connected until stdin ends (used by the lab itself)
     #[command(hide = true)]
     Ask(ask::Arguments),
@@ -56,6 +65,11 @@ fn main() -> anyhow::Result<ExitCode> {
             outer.exit(code)
         }
         What::RunIn { cgroup, program } => run_in(&cgroup, &program),
+        What::Say { socket, message } => {
+            let answer = rude::say(&socket, message.as_bytes(), &[])?;
+            println!("{}", String::from_utf8_lossy(&answer));
+            Ok(ExitCode::SUCCESS)
+        }
         What::Ask(arguments) => ask::run(&arguments),
     }
 }

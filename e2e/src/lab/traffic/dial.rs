@@ -8,8 +8,9 @@ use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// How a connection is made.
@@ -78,6 +79,15 @@ impl Dial {
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
         self
+    }
+
+    /// From a source port that no proxy takes by itself, so that [`Answer::is_direct`] is exact; another one each time.
+    #[must_use]
+    pub fn recognised(self) -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let range = super::SINGLE_CLIENT_PORTS;
+        let port = range.start + NEXT.fetch_add(1, Ordering::Relaxed) % (range.end - range.start);
+        self.port(port)
     }
 
     /// With a mark.
@@ -193,6 +203,24 @@ impl Session {
     #[must_use]
     pub fn local(&self) -> SocketAddr {
         self.local
+    }
+
+    /// Ends it with a reset, which leaves nothing behind: the same addresses and ports can be used at once.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn reset(self) -> Result<()> {
+        let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(self.stream.get_ref(), sockopt::Linger, &linger).context("set SO_LINGER")
+    }
+
+    /// Says something and ends it, without waiting for an answer.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub fn finish(&mut self, words: &str) -> Result<()> {
+        self.stream.get_mut().write_all(words.as_bytes())?;
+        Ok(self.stream.get_mut().shutdown(Shutdown::Write)?)
     }
 
     /// Says one line and waits for the answer.

@@ -112,17 +112,11 @@ impl Kernel for LinuxKernel {
     }
 
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
-        self.namespaces.enter_pod(netns, || {
-            let Rules { rules, generation, foreign_nat } = observed_rules()?;
-            let mut routing = route::open()?;
-            let [mut policy_rule, mut local_route] = [true; 2];
-            for family in Family::BOTH {
-                policy_rule &= route::has_rule(&mut routing, family)?;
-                local_route &= route::has_route(&mut routing, family)?;
-            }
-            let listening = sockdiag::listening()?;
-            Ok(Observation { rules, generation, policy_rule, local_route, listening, foreign_nat })
-        })
+        self.namespaces.enter_pod(netns, || observation(observed_rules()?))
+    }
+
+    fn observe_since(&self, netns: &Netns, before: &Observation) -> Result<Observation, KernelError> {
+        self.namespaces.enter_pod(netns, || observation(rules_since(before)?))
     }
 
     fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
@@ -163,7 +157,34 @@ struct Rules {
 }
 
 fn observed_rules() -> Result<Rules, KernelError> {
+    rules_with(Legacy::read()?)
+}
+
+/// As [`observed_rules`]; with nothing in ip_tables and nf_tables at the generation of `before`, what that shows.
+fn rules_since(before: &Observation) -> Result<Rules, KernelError> {
     let legacy = Legacy::read()?;
+    let Observation { rules, generation, foreign_nat, .. } = before;
+    let no_legacy = legacy.ours.is_none() && legacy.foreign_nat.is_empty();
+    if no_legacy && ruleset::current_generation()? == Some(*generation) {
+        return Ok(Rules { rules: *rules, generation: *generation, foreign_nat: foreign_nat.clone() });
+    }
+    rules_with(legacy)
+}
+
+/// The rest of a look at the calling thread's namespace.
+fn observation(rules: Rules) -> Result<Observation, KernelError> {
+    let Rules { rules, generation, foreign_nat } = rules;
+    let mut routing = route::open()?;
+    let [mut policy_rule, mut local_route] = [true; 2];
+    for family in Family::BOTH {
+        policy_rule &= route::has_rule(&mut routing, family)?;
+        local_route &= route::has_route(&mut routing, family)?;
+    }
+    let listening = sockdiag::listening()?;
+    Ok(Observation { rules, generation, policy_rule, local_route, listening, foreign_nat })
+}
+
+fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
     let mut foreign_nat = legacy.foreign_nat;
     let (mut parts, mut generation) = (vec![legacy.ours], 0);
     if let Some(ruleset) = Ruleset::read()? {

@@ -115,6 +115,11 @@ impl Hash {
     }
 }
 
+/// The number of the calling thread's namespace's last commit; `None` when the kernel has no nf_tables.
+pub(super) fn current_generation() -> Result<Option<u32>, KernelError> {
+    generation(&mut Conversation::open(NETLINK_NETFILTER)?)
+}
+
 /// The number of the namespace's last commit; `None` when the kernel has no nf_tables.
 fn generation(conversation: &mut Conversation) -> Result<Option<u32>, KernelError> {
     match conversation.one(request(libc::NFT_MSG_GETGEN, 0, &[])) {

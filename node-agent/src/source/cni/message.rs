@@ -1,5 +1,6 @@
 //! What a packet on the plugin's socket must be. Pure: bytes and descriptors in, a request or a refusal out.
 
+use crate::visible::printable;
 use serde::Deserialize;
 use sluice_shared::cni::code;
 use sluice_shared::ids::Ifname;
@@ -13,8 +14,6 @@ pub(super) type Request = (Verb, Option<OwnedFd>);
 const MAX_TEXT: usize = 4096;
 /// The most addresses that an attachment may have.
 const MAX_IPS: usize = 64;
-/// The longest line taken into the log, in characters.
-const MAX_LOG_LINE: usize = 4096;
 
 /// Why a message is not served, as a CNI error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -161,24 +160,6 @@ pub(super) fn log(level: &str, message: &str) {
     }
 }
 
-/// One line of visible characters: what could end a line, move the cursor or reverse the writing is escaped, so that a
-/// message cannot pass for log lines of ours.
-fn printable(text: &str) -> String {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars().take(MAX_LOG_LINE) {
-        let plain = !c.is_control() && !matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if plain {
-            line.push(c);
-        } else {
-            line.extend(c.escape_default());
-        }
-    }
-    if text.chars().nth(MAX_LOG_LINE).is_some() {
-        line.push_str(&format!("… ({} bytes)", text.len()));
-    }
-    line
-}
-
 fn check(attachment: &Attachment) -> Result<(), Refusal> {
     check_id(&attachment.id)?;
     text("CNI_NETNS", &attachment.netns)?;
@@ -286,14 +267,6 @@ mod tests {
         assert_eq!(take_netns(&verb("add"), fds(1), true).unwrap_err().code, code::WRONG_NETNS);
         // No room for a descriptor in our own table: not the caller's mistake.
         assert_eq!(take_netns(&verb("add"), fds(0), true).unwrap_err().code, code::TRY_AGAIN_LATER);
-    }
-
-    #[test]
-    fn a_log_line_cannot_pass_for_ours() {
-        let line = printable("ok\n2026-01-01 ERROR forged\u{1b}[2J\r\u{202e}é\u{2028}");
-        assert_eq!(line, "ok\\n2026-01-01 ERROR forged\\u{1b}[2J\\r\\u{202e}é\\u{2028}");
-        let long = printable(&"é".repeat(MAX_LOG_LINE + 1));
-        assert!(long.ends_with("é… (8194 bytes)"), "{}", &long[long.len() - 40..]);
     }
 
     #[test]

@@ -8,7 +8,8 @@ mod watch;
 
 use crate::metrics::{Metrics, SourceKind};
 use crate::source::Event;
-use inventory::Inventory;
+use crate::visible::printable;
+pub use inventory::Inventory;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
@@ -84,6 +85,7 @@ impl FileSource {
 
     /// Says once what is wrong, and until when what is in force.
     fn report(&self, why: &str) {
+        let why = printable(why);
         let stays = match &self.in_force {
             Some(_) => "the last good version stays in force",
             None => "nothing is known of any pod until this is put right",

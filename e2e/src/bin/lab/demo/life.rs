@@ -151,6 +151,8 @@ pub fn end(stage: Stage, report: &mut Report) {
             );
             Ok(())
         })?;
+        let leases = leases_left(&scene)?;
+        ensure!(leases.is_empty(), "leases are left: {leases:?}");
         let journal = left_in(&scene, &[&a.facts.uid, &b.facts.uid, &c.facts.uid, &d.facts.uid])?;
         ensure!(journal.is_empty(), "files of the pods are left: {journal:?}");
         let table = scene.node().netns.must("nft", &["list", "ruleset"])?;
@@ -167,6 +169,14 @@ pub fn end(stage: Stage, report: &mut Report) {
         scene.agent().stop()?;
         Ok("0 protocol errors".into())
     });
+}
+
+/// Addresses that host-local still holds.
+fn leases_left(scene: &sluice_e2e::lab::scene::Scene) -> Result<Vec<String>> {
+    let node = scene.node();
+    let entries = std::fs::read_dir(node.dir.join("leases").join(&node.list.name))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names.filter(|name| name.parse::<IpAddr>().is_ok()).collect())
 }
 
 /// Files of these pods in the agent's run directory.

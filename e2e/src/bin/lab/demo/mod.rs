@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::Pod;
-use sluice_e2e::lab::report::Report;
+use sluice_e2e::lab::report::{Report, keep_files};
 use sluice_e2e::lab::scene::{Member, PORT, Scene};
 use sluice_e2e::lab::topology::{OUTSIDE_V4, Plan};
 use sluice_e2e::lab::traffic::dns::NameServer;
@@ -51,6 +51,9 @@ pub fn run(outer: &Outer) -> Result<bool> {
         }
     }
     report.finish()?;
+    if !report.passed() {
+        println!("the lab's files are in {}", keep_files("demo", outer.dir())?.display());
+    }
     Ok(report.passed())
 }
 

@@ -1,0 +1,90 @@
+//! `sluicectl status` in words.
+
+use sluice_agent::visible::printable;
+use sluice_shared::admin::{Choice, NodeStatus, PodStatus, State, ZtunnelStatus};
+use std::fmt::Write;
+
+/// The node first, then its pods by name.
+pub fn render(status: &NodeStatus) -> String {
+    let mut out = String::new();
+    let mut line = |what: &str, text: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{what:<9} {}", printable(text));
+    };
+    line("node", &format!("{} (sluice-agent {})", status.node_name, status.agent_version));
+    line("serving", if status.serving { "yes" } else { "no: an ADD of the CNI plugin cannot be served" });
+    line("source", &status.source.from);
+    if let Some(problem) = &status.source.problem {
+        line("", &format!("✗ {problem}"));
+    }
+    line("backend", &choice(&status.backend));
+    line("probes", &choice(&status.probes));
+    line("guard", &choice(&status.mark_guard));
+    line("watch", &choice(&status.drift_watch));
+    if status.ztunnels.is_empty() {
+        line("ztunnel", "✗ none is connected: new pods of the mesh wait for it");
+    }
+    for (index, ztunnel) in status.ztunnels.iter().enumerate() {
+        line(if index == 0 { "ztunnel" } else { "" }, &connection(ztunnel));
+    }
+    if !status.pods.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&status.pods));
+    }
+    let _ = writeln!(out, "\n{}", summary(&status.pods));
+    out
+}
+
+fn choice(choice: &Choice) -> String {
+    match choice.because.as_str() {
+        "" => choice.chosen.clone(),
+        because => format!("{} ({because})", choice.chosen),
+    }
+}
+
+fn connection(ztunnel: &ZtunnelStatus) -> String {
+    let ready = if ztunnel.ready { "ready" } else { "not ready: its snapshot is not acknowledged yet" };
+    let pid = if ztunnel.pid == 0 { "pid not visible".to_owned() } else { format!("pid {}", ztunnel.pid) };
+    let cgroup = ztunnel.cgroup.as_deref().unwrap_or("not known");
+    format!("#{} {ready} ({pid}, cgroup {cgroup})", ztunnel.connection)
+}
+
+fn table(pods: &[PodStatus]) -> String {
+    let mut rows: Vec<[String; 4]> = pods.iter().map(row).collect();
+    rows.sort();
+    rows.insert(0, ["POD", "STATE", "IPS", "REASON"].map(str::to_owned));
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    rows.iter().fold(String::new(), |mut out, [pod, state, ips, reason]| {
+        let [a, b, c] = widths;
+        let _ = writeln!(out, "{}", format!("{pod:<a$}  {state:<b$}  {ips:<c$}  {reason}").trim_end());
+        out
+    })
+}
+
+fn row(pod: &PodStatus) -> [String; 4] {
+    let ips = match pod.ips.as_slice() {
+        [] => "-".to_owned(),
+        ips => ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    };
+    let mut reason = pod.reason.clone();
+    if pod.kept_connections > 0 {
+        let _ = write!(reason, "; {} older connections keep their path", pod.kept_connections);
+    }
+    [printable(&format!("{}/{}", pod.namespace, pod.name)), pod.state.to_string(), ips, printable(&reason)]
+}
+
+/// `5 pods: 3 enabled, 1 pending, 1 outside`
+fn summary(pods: &[PodStatus]) -> String {
+    let counts: Vec<String> = State::ALL
+        .into_iter()
+        .map(|state| (state, pods.iter().filter(|pod| pod.state == state).count()))
+        .filter(|(_, count)| *count > 0)
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    match pods.len() {
+        0 => "no pods".to_owned(),
+        1 => format!("1 pod: {}", counts.join(", ")),
+        all => format!("{all} pods: {}", counts.join(", ")),
+    }
+}
