@@ -13,7 +13,7 @@
 //! | [`netfilter`] | the plan as rules, neutral between nftables and iptables |
 //! | [`nft`], [`iptables`] | the rules as nf_tables netlink bytes, and as `iptables-restore` text |
 //! | [`op`], [`lower`] | what the kernel seam is asked to do, in which order |
-//! | [`zds`] | ztunnel's ZDS messages as values (the codec lives with the socket, in node-agent) |
+//! | [`host`] | the host's own table, for the probe strategy `snat` |
 //!
 //! It imports nothing of ours; everything of ours may import it.
 

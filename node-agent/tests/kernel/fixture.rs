@@ -96,7 +96,8 @@ impl Ns {
     /// Everything that the agent could leave behind.
     pub fn snapshot(&self) -> String {
         let shown = [
-            ("nft", "list ruleset"),
+            // Without counters: a stray packet is no trace.
+            ("nft", "--stateless list ruleset"),
             ("ip", "-4 rule"),
             ("ip", "-6 rule"),
             ("ip", "-4 route show table all"),

@@ -8,21 +8,6 @@ use crate::ids::Family;
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
 
-impl Match {
-    /// The set that it looks up.
-    #[must_use]
-    pub const fn set(&self) -> Option<SetName> {
-        match self {
-            Self::DstPortIn(set)
-            | Self::SrcIn(set)
-            | Self::DstIn(set)
-            | Self::TupleIn(set)
-            | Self::SocketCgroupIn(_, set) => Some(*set),
-            _ => None,
-        }
-    }
-}
-
 impl Display for Ruleset {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         for set in &self.sets {
@@ -113,7 +98,7 @@ impl Layer {
 
 impl Display for Rule {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        match self.family {
+        match self.only() {
             Some(Family::V4) => f.write_str("meta nfproto ipv4 ")?,
             Some(Family::V6) => f.write_str("meta nfproto ipv6 ")?,
             None => {}

@@ -76,7 +76,7 @@ pub enum Hook {
 /// One rule: when every match holds, the target happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Only this family; `None` means both.
+    /// Only this family; `None` means both, unless a match names an address or a set of one family.
     pub family: Option<Family>,
     /// All must hold. A match on a port comes after the match on its protocol.
     pub matches: Vec<Match>,
@@ -238,10 +238,50 @@ impl Ruleset {
 }
 
 impl Rule {
+    /// The only family whose packets can match: the rule's own, or that of an address or a set in it.
+    #[must_use]
+    pub fn only(&self) -> Option<Family> {
+        self.family.or_else(|| self.matches.iter().find_map(Match::family))
+    }
+
     /// Whether packets of this family can match.
     #[must_use]
     pub fn applies_to(&self, family: Family) -> bool {
-        self.family.is_none_or(|only| only == family)
+        self.only().is_none_or(|only| only == family)
+    }
+}
+
+impl Match {
+    /// The set that it looks up.
+    #[must_use]
+    pub const fn set(&self) -> Option<SetName> {
+        match self {
+            Self::DstPortIn(set)
+            | Self::SrcIn(set)
+            | Self::DstIn(set)
+            | Self::TupleIn(set)
+            | Self::SocketCgroupIn(_, set) => Some(*set),
+            _ => None,
+        }
+    }
+
+    /// The family of the addresses that it compares.
+    fn family(&self) -> Option<Family> {
+        match self {
+            Self::Src(address) | Self::Dst(address) => Some(family_of(*address)),
+            _ => self.set().and_then(SetName::family),
+        }
+    }
+}
+
+impl SetName {
+    /// The family of the addresses in it.
+    #[must_use]
+    pub const fn family(self) -> Option<Family> {
+        match self {
+            Self::Kept(family) | Self::ProbeSources(family) | Self::Pods(family) => Some(family),
+            Self::Ztunnel(_) | Self::ProbePorts | Self::ZtunnelPorts | Self::Kubelet => None,
+        }
     }
 }
 

@@ -42,6 +42,7 @@ pub(super) enum MetaKey {
     Iif = 4,
     Oif = 5,
     IifName = 6,
+    OifName = 7,
     NfProto = 15,
     L4Proto = 16,
 }

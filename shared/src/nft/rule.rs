@@ -37,23 +37,25 @@ pub(super) fn append(batch: &mut Batch, chain: ChainName, index: usize, rule: &R
 
 fn expressions(rule: &Rule) -> Vec<Expr> {
     let mut list = Vec::new();
-    if let Some(family) = rule.family {
+    let only = rule.only();
+    if let Some(family) = only {
         list.push(Expr::Meta(MetaKey::NfProto));
         list.push(Expr::Cmp(Cmp::Equal, vec![nf_proto(family)]));
     }
     for matched in &rule.matches {
-        list.extend(condition(matched, rule.family));
+        list.extend(condition(matched, only));
     }
     list.extend(target(&rule.target));
     list
 }
 
-fn condition(matched: &Match, family: Option<Family>) -> Vec<Expr> {
+fn condition(matched: &Match, only: Option<Family>) -> Vec<Expr> {
+    // A set of addresses has a family, so this is never a guess.
+    let family = only.unwrap_or(Family::V4);
     match matched {
         Match::Proto(proto) => vec![Expr::Meta(MetaKey::L4Proto), equal(vec![proto_number(*proto)])],
         Match::Iif(test) => interface(test, MetaKey::Iif, MetaKey::IifName),
-        // A rule never names an outgoing interface but `lo`, whose index is enough.
-        Match::Oif(test) => interface(test, MetaKey::Oif, MetaKey::Oif),
+        Match::Oif(test) => interface(test, MetaKey::Oif, MetaKey::OifName),
         Match::Mark(test) => masked(Expr::Meta(MetaKey::Mark), *test),
         Match::CtMark(mark) => masked(Expr::Ct(CtKey::Mark), Test::Is(*mark)),
         Match::CtLabel(bit) => {
@@ -74,10 +76,9 @@ fn condition(matched: &Match, family: Option<Family>) -> Vec<Expr> {
         Match::DstPortIn(set) => vec![destination_port(Register::FIRST), lookup(set)],
         Match::Src(ip) => vec![source(family_of(*ip), Register::FIRST), equal(octets(*ip))],
         Match::Dst(ip) => vec![destination(family_of(*ip), Register::FIRST), equal(octets(*ip))],
-        Match::SrcIn(set) => vec![source(family.unwrap_or(Family::V4), Register::FIRST), lookup(set)],
-        Match::DstIn(set) => vec![destination(family.unwrap_or(Family::V4), Register::FIRST), lookup(set)],
+        Match::SrcIn(set) => vec![source(family, Register::FIRST), lookup(set)],
+        Match::DstIn(set) => vec![destination(family, Register::FIRST), lookup(set)],
         Match::TupleIn(set) => {
-            let family = family.unwrap_or(Family::V4);
             let words = address_bytes(family) / 4;
             vec![
                 source(family, Register::word(0)),
