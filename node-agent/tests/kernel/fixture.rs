@@ -160,6 +160,13 @@ impl Way {
     }
 }
 
+/// Gives this mount namespace a `/run` of its own: iptables locks a file there, and must neither wait for nor delay
+/// anybody on the machine. Without root there is nothing to be had, and every test says so.
+pub fn private_run_directory() {
+    let none: Option<&str> = None;
+    let _ = nix::mount::mount(Some("tmpfs"), "/run", Some("tmpfs"), nix::mount::MsFlags::empty(), none);
+}
+
 /// The kernel as the agent sees it, with the tests' private outer namespace as host.
 pub fn kernel() -> LinuxKernel {
     LinuxKernel::new(Path::new("/proc/self/ns/net")).expect("open the own namespace")
@@ -172,14 +179,14 @@ pub fn plan() -> RedirectPlan {
     plan::redirect(&Overrides::default(), &config, stage, ProbeDoor::Closed, MarkGuard::Off, Hold::Drop)
 }
 
-/// Waits for something that must come; 10 s is far beyond what a loaded machine needs.
+/// Waits for something that must come; 20 s is far beyond what a loaded machine needs.
 pub fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(begun.elapsed() < Duration::from_secs(10), "it did not come within 10 s");
+        assert!(begun.elapsed() < Duration::from_secs(20), "it did not come within 20 s");
         thread::sleep(Duration::from_millis(10));
     }
 }

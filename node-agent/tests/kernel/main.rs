@@ -25,7 +25,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let arguments = Arguments::from_args();
-    if arguments.list || std::env::var_os(INSIDE).is_some() {
+    if arguments.list {
+        return libtest_mimic::run(&arguments, trials()).exit_code();
+    }
+    if std::env::var_os(INSIDE).is_some() {
+        fixture::private_run_directory();
         return libtest_mimic::run(&arguments, trials()).exit_code();
     }
     let program = std::env::current_exe().expect("a running test knows its own path");

@@ -240,10 +240,11 @@ impl Case {
             mark: self.mark,
             device: self.device,
             source: matches!(self.path, Path::In(_)).then_some((self.source, 0).into()),
+            // Held or not is seen in half a second; what must arrive has all the time that a loaded machine takes.
             timeout: Some(if expected == "nobody" {
                 Duration::from_millis(500)
             } else {
-                Duration::from_secs(5)
+                Duration::from_secs(20)
             }),
         };
         dial.to(from, self.to).summary()
