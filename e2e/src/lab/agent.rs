@@ -25,6 +25,8 @@ const NOT_CAPTURED: i32 = 2;
 #[derive(Debug)]
 pub struct Agent {
     launch: Launch,
+    /// Whether `launch` starts another program, which starts the agent.
+    wrapped: bool,
     logs: PathBuf,
     admin_socket: PathBuf,
     process: Option<Process>,
@@ -78,7 +80,7 @@ impl Agent {
             .in_cgroup(&node.cgroup("agent")?)
             .arg("--config")
             .arg(&config);
-        Ok(Self { launch, logs: node.logs(), admin_socket, process: None, pods })
+        Ok(Self { launch, wrapped: false, logs: node.logs(), admin_socket, process: None, pods })
     }
 
     /// Starts it and waits until it serves ADDs.
@@ -136,7 +138,8 @@ impl Agent {
     /// When it does not end within 10 s, or not well.
     pub fn stop(&mut self) -> Result<()> {
         let process = self.process.take().context("the agent is not running")?;
-        let status = process.stop(Duration::from_secs(10))?;
+        let patience = Duration::from_secs(10);
+        let status = if self.wrapped { process.stop_child(patience)? } else { process.stop(patience)? };
         ensure!(status.success(), "the agent ended with {status}; {}", self.last_words());
         Ok(())
     }
@@ -161,6 +164,7 @@ impl Agent {
     /// When it runs already.
     pub fn wrap(&mut self, wrapper: &str, args: &[&str]) -> Result<()> {
         ensure!(self.process.is_none(), "the agent runs already");
+        self.wrapped = true;
         let program = std::mem::replace(&mut self.launch.program, PathBuf::from(wrapper));
         let rest = std::mem::take(&mut self.launch.args);
         self.launch.args =
@@ -192,11 +196,20 @@ impl Agent {
     /// # Errors
     /// What it says instead.
     pub fn until(&self, pod: &PodFacts, state: State) -> Result<PodStatus> {
-        super::eventually(&format!("{} to be {state}", pod.name), PATIENCE, || {
+        self.until_says(pod, state, "")
+    }
+
+    /// As [`Agent::until`], with `words` in the reason that it gives.
+    ///
+    /// # Errors
+    /// What it says instead.
+    pub fn until_says(&self, pod: &PodFacts, state: State, words: &str) -> Result<PodStatus> {
+        super::eventually(&format!("{} to be {state} {words}", pod.name), PATIENCE, || {
             let status = self.status()?;
             let found = status.pods.into_iter().find(|found| found.uid == pod.uid);
             let found = found.with_context(|| format!("the agent does not know {}", pod.name))?;
-            ensure!(found.state == state, "it is {}: {}", found.state, found.reason);
+            let as_wanted = found.state == state && found.reason.contains(words);
+            ensure!(as_wanted, "it is {}: {}", found.state, found.reason);
             Ok(found)
         })
         .map_err(|why| why.context(self.last_words()))

@@ -196,12 +196,29 @@ impl Process {
         kill(Pid::from_raw(self.pid()), signal).with_context(|| format!("send {signal} to {}", self.name))
     }
 
+    /// As [`Process::stop`] for what it runs in its turn: a tracer passes no signal on, and ends with what it traces.
+    ///
+    /// # Errors
+    /// When it runs nothing, or does not end in time.
+    pub fn stop_child(mut self, patience: Duration) -> Result<ExitStatus> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+        let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
+        let child = child.with_context(|| format!("{} runs nothing", self.name))?;
+        kill(Pid::from_raw(child), Signal::SIGTERM)?;
+        self.until_ended(patience)
+    }
+
     /// Stops it as an init system does: SIGTERM, and SIGKILL if it has not ended in `patience`.
     ///
     /// # Errors
     /// When it had to be killed.
     pub fn stop(mut self, patience: Duration) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
+        self.until_ended(patience)
+    }
+
+    fn until_ended(&mut self, patience: Duration) -> Result<ExitStatus> {
         let name = self.name.clone();
         let ended = super::eventually("the end after SIGTERM", patience, || {
             self.ended()?.with_context(|| format!("{name} still runs"))

@@ -87,7 +87,7 @@ pub fn upgrade(outer: &Outer) -> Result<()> {
 }
 
 pub fn hung(outer: &Outer) -> Result<()> {
-    let (mut scene, a, _c, _servers) = scene(outer, "zhung", &json!({}))?;
+    let (scene, a, _c, _servers) = scene(outer, "zhung", &json!({}))?;
     ensure!(ztunnel::kind() == ztunnel::Kind::StandIn, "two real ones clash on their own ports");
     scene.ztunnels[0].hang(true)?;
     let began = Instant::now();

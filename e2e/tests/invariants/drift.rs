@@ -24,7 +24,10 @@ const OF_ROUTING: [Injury; 6] = [
     ("ip", &["-6", "rule", "del", "pref", "32764"]),
     ("ip", &["route", "flush", "table", "100"]),
     ("ip", &["-6", "route", "flush", "table", "100"]),
-    ("ip", &["rule", "flush"]),
+    (
+        "sh",
+        &["-c", "ip rule flush; ip rule add pref 32766 lookup main; ip rule add pref 32767 lookup default"],
+    ),
     ("sh", &["-c", "ip link set lo down && ip link set lo up"]),
 ];
 const OF_NFTABLES: [Injury; 4] = [

@@ -73,8 +73,7 @@ pub fn hosts_namespace(outer: &Outer, backend: &str) -> Result<()> {
         facts.netns = Some(path);
         facts.ips = vec![node.v4.into()];
     })?;
-    let status = scene.agents[0].until(&PodSpec::new(MESH, "b").facts, State::Pending)?;
-    ensure!(status.reason.contains("namespace"), "the reason does not say it: {}", status.reason);
+    scene.agents[0].until_says(&PodSpec::new(MESH, "b").facts, State::Pending, "never written there")?;
     std::thread::sleep(Duration::from_secs(1));
     let after = host_state(node)?;
     ensure!(before == after, "the host was changed: before\n{before}\nafter\n{after}");
@@ -94,8 +93,7 @@ pub fn another_pods_namespace(outer: &Outer, backend: &str) -> Result<()> {
         facts.netns = Some(path);
         facts.ips = vec!["10.77.1.200".parse().unwrap_or(std::net::Ipv4Addr::LOCALHOST).into()];
     })?;
-    let status = scene.agents[0].until(&b, State::Pending)?;
-    ensure!(status.reason.contains("10.77.1.200"), "the reason does not say it: {}", status.reason);
+    scene.agents[0].until_says(&b, State::Pending, "10.77.1.200")?;
     ensure!(!super::closed::has_rules(&c.netns, backend)?, "another pod's namespace got rules");
     Ok(())
 }

@@ -18,13 +18,15 @@ use sluice_shared::contract::MODE_AMBIENT;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+type OnBackend = fn(&Outer, &str) -> Result<()>;
+
 /// A connection that begins this close to a change may take either path.
 const MOMENT: Duration = Duration::from_millis(200);
 
 fn main() {
     let mut tests = Vec::new();
     for backend in BACKENDS {
-        let on_each: [(&str, fn(&Outer, &str) -> Result<()>); 6] = [
+        let on_each: [(&str, OnBackend); 6] = [
             ("two_hundred_survive_joining_and_leaving", two_hundred),
             ("two_hundred_survive_the_agents_restart", restart),
             ("a_reused_tuple_does_not_slip_by", tuples::reused),
