@@ -46,7 +46,7 @@ pub fn pods_file(outer: &Outer) -> Result<()> {
     let log = scene.agents[0].log_file();
     for (damaged, named) in [
         (good.replacen("uid: uid-mesh-a", "uid: ../../etc/passwd", 1), "uid"),
-        (good.replacen("name: a", "name: 7", 1), "name"),
+        (good.replacen("name: a", "name: Not/DNS", 1), "name"),
         (good.replacen("hostNetwork: false", "hostNetwork: perhaps", 1), "hostNetwork"),
         (good.replacen("hostNetwork:", "hostNetwerk:", 1), "hostNetwerk"),
         (good[..good.len() / 2].to_owned(), "line"),
