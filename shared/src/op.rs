@@ -15,8 +15,8 @@ pub enum KernelOp {
     /// Forget the TCP connections that nobody translates and that did not come through ztunnel: what a repair must
     /// not let live, while proxied connections keep their translation.
     ForgetDirect,
-    /// Make conntrack remember TCP connections of which one direction is closed for as long as open ones, or for the
-    /// kernel's own two minutes at most again. What it forgets of a proxied connection is how to translate it: ztunnel's
+    /// Make conntrack remember TCP connections of which one direction is closed for a day, or for the kernel's own two
+    /// minutes at most again. What it forgets of a proxied connection is how to translate it: ztunnel's
     /// next packet would leave with the wrong source, and the application's would go to the wrong socket. Where the
     /// kernel or the container forbids this it is left undone, with a warning.
     RememberHalfClosed(Presence),

@@ -14,8 +14,9 @@ const CTA_TIMEOUT_TCP_FIN_WAIT: u16 = 4;
 const CTA_TIMEOUT_TCP_CLOSE_WAIT: u16 = 5;
 const NLA_F_NESTED: u16 = 1 << 15;
 
-/// As long as open connections: the kernel's own default for those, five days, in seconds.
-const AS_OPEN: u32 = 5 * 24 * 60 * 60;
+/// A day, in seconds. Not for ever: a peer that vanishes in mid-close leaves an entry behind that nothing else ends, and
+/// the table has an end. kube-proxy gives open connections as long.
+const A_DAY: u32 = 24 * 60 * 60;
 /// The kernel's own defaults, in seconds (net/netfilter/nf_conntrack_proto_tcp.c).
 const FIN_WAIT: u32 = 120;
 const CLOSE_WAIT: u32 = 60;
@@ -26,7 +27,7 @@ const CLOSE_WAIT: u32 = 60;
 /// has no such call.
 pub(super) fn remember(presence: Presence) -> Result<(), KernelError> {
     let (fin_wait, close_wait) = match presence {
-        Presence::Present => (AS_OPEN, AS_OPEN),
+        Presence::Present => (A_DAY, A_DAY),
         Presence::Absent => (FIN_WAIT, CLOSE_WAIT),
     };
     let refused = match Conversation::open(NETLINK_NETFILTER)?.acknowledged(request(fin_wait, close_wait)) {
