@@ -215,6 +215,8 @@ fn foreign_nat() {
         };
         assert!(line.starts_with("app "), "{line}");
         let mut theirs = [("app".to_owned(), stream)];
+        // From now on only conntrack knows how to translate it. A chain without any rule would not keep conntrack on.
+        world.pod.nft("flush chain ip theirs c; add rule ip theirs c tcp dport 9999 redirect to :8080");
         world.enroll(way, &RedirectPlan { stage: Stage::Redirect(Older::AnyMidStream), ..plan() });
         assert_alive(&mut theirs, &format!("{way:?}, enrolled"));
         let seen = world.kernel.observe(&world.netns).expect("observe");
