@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub const TESTS: &[(&str, fn())] = &[
     ("the_hosts_namespace_is_refused_whatever_the_handle_says", host_is_refused),
     ("what_is_no_netns_is_refused", no_netns),
-    ("a_panic_in_a_job_leaves_nobody_in_the_pod", panic_restores),
+    ("a_job_that_was_in_a_pod_and_panics_costs_its_thread_only", panic_restores),
     ("every_refused_message_is_named", refusals_are_named),
     ("a_batch_larger_than_the_socket_buffer_commits", large_batch),
     ("jobs_run_in_the_pod_and_come_back", comes_back),
@@ -73,7 +73,6 @@ fn panic_restores() {
     let kernel = Arc::new(kernel());
     let netns = Arc::new(kernel.adopt(pod.fd()).expect("adopt"));
     let pool = Pool::new(kernel, Some(1)).expect("pool");
-    // An op whose labels do not fit its bytes is no reason to panic; a job of the caller's is.
     let inside = Arc::clone(&netns);
     let failed = runtime.block_on(pool.run(move |kernel| -> Result<(), KernelError> {
         kernel.observe(&inside)?;
