@@ -41,7 +41,7 @@ impl CniSource {
         Ok(Self { listener: Listener::bind(path, 0o600, 0o700)?, metrics })
     }
 
-    /// Serves the plugin until nobody listens to `events` any more; requests in flight are then told to come back later.
+    /// Serves the plugin until nobody listens to `events` any more; requests in flight then get no answer.
     pub async fn run(mut self, events: mpsc::Sender<Event>) {
         let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
         let mut requests = JoinSet::new();
@@ -110,6 +110,11 @@ async fn serve(conn: &Conn, events: &mpsc::Sender<Event>, metrics: &Metrics) {
             return;
         }
     };
+    // Without an answer the plugin goes by the membership file: a pod outside the mesh starts, another one waits.
+    let Some(reply) = reply else {
+        tracing::info!(verb = name, "the agent stops; the plugin decides for itself");
+        return;
+    };
     metrics.plugin_request(name, &reply);
     answer(conn, &reply).await;
 }
@@ -134,22 +139,18 @@ async fn receive(conn: &Conn) -> Result<Option<message::Request>, Refusal> {
     message::read(&buf[..received.len], received.truncated, received.fds, received.ctrl_truncated).map(Some)
 }
 
-/// Hands the request over and waits for its answer.
-async fn ask(events: &mpsc::Sender<Event>, call: Event, answer: oneshot::Receiver<Reply>) -> Reply {
+/// Hands the request over and waits for its answer. `None` when the agent stops before there is one.
+async fn ask(events: &mpsc::Sender<Event>, call: Event, answer: oneshot::Receiver<Reply>) -> Option<Reply> {
     // When nobody takes it, the call and its sender are dropped, and the answer's absence says so.
     drop(events.send(call).await);
     match answer.await {
-        Ok(reply) => reply,
-        Err(_) if events.is_closed() => Reply::Error {
-            code: code::TRY_AGAIN_LATER,
-            msg: "the node agent is stopping; its successor will take the pod".to_owned(),
-            details: String::new(),
-        },
-        Err(_) => Reply::Error {
+        Ok(reply) => Some(reply),
+        Err(_) if events.is_closed() => None,
+        Err(_) => Some(Reply::Error {
             code: code::INTERNAL,
             msg: "the node agent gave up on this request (a defect; its log says more)".to_owned(),
             details: String::new(),
-        },
+        }),
     }
 }
 
