@@ -68,6 +68,10 @@ demo: setup build ## Show pods, ztunnel and packets on this machine, and write t
 lab: setup build ## Open a shell in the lab (needs root)
 	$(SLUICE_BIN_DIR)/sluice-lab shell
 
+.PHONY: fuzz
+fuzz: ## Fuzz whatever parses foreign bytes, FUZZ_SECONDS (10) for each target
+	@ci/fuzz
+
 .PHONY: docs
 docs: ## Write docs/config.md anew from the agent's table of keys
 	cargo run --quiet -p sluice-agent -- --print-config-docs > target/config.md
