@@ -12,6 +12,7 @@ mod netns;
 mod nft;
 mod probe;
 mod program;
+mod retiring;
 mod route;
 mod ruleset;
 mod scratch;
@@ -49,6 +50,7 @@ impl LinuxKernel {
     /// # Errors
     /// When one of them cannot be opened.
     pub fn new(host: &Path) -> Result<Self, KernelError> {
+        retiring::start_closer();
         Ok(Self { namespaces: Namespaces::new(host)?, variant: RwLock::new(None) })
     }
 

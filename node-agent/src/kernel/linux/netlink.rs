@@ -3,6 +3,7 @@
 //! Used for nf_tables, conntrack and sock_diag, whose messages no crate has in types; routes and rules are built by
 //! netlink-packet-route and travel the same way.
 
+use super::retiring::Retiring;
 use crate::kernel::KernelError;
 use netlink_sys::Socket;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout, SndBufForce};
@@ -53,7 +54,7 @@ pub(super) struct Refused {
 
 /// A socket on which one request after another is asked and answered.
 pub(super) struct Conversation {
-    socket: Socket,
+    socket: Retiring,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -135,7 +136,7 @@ impl Conversation {
             source,
             detail: String::new(),
         })?;
-        Ok(Self { socket, sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
+        Ok(Self { socket: Retiring::new(protocol, socket), sequence: 0, buffer: vec![0; RECEIVE_BUFFER] })
     }
 
     /// Asks the kernel to filter dumps by what the request says; one that cannot gives everything, which callers
@@ -147,8 +148,8 @@ impl Conversation {
 
     /// Makes room for a message of `bytes` and for as many errors as it may cause.
     pub(super) fn make_room(&self, bytes: usize) -> Result<(), Refused> {
-        setsockopt(&self.socket, SndBufForce, &(bytes + 64 * 1024))?;
-        setsockopt(&self.socket, RcvBufForce, &(2 * bytes + 256 * 1024))?;
+        setsockopt(&*self.socket, SndBufForce, &(bytes + 64 * 1024))?;
+        setsockopt(&*self.socket, RcvBufForce, &(2 * bytes + 256 * 1024))?;
         Ok(())
     }
 
