@@ -8,6 +8,7 @@ mod join;
 mod leave;
 mod members;
 mod pod;
+mod showing;
 mod sockets;
 mod verify;
 mod view;

@@ -9,10 +9,10 @@ use crate::journal::Sandbox;
 use crate::kernel::{Fingerprint, Netns, Observation};
 use crate::workloads::Entry;
 use crate::zds;
-use sluice_shared::admin::{PodStatus, State};
+use sluice_shared::admin::State;
 use sluice_shared::cni::code;
-use sluice_shared::enroll::{self, Overrides, Reason, Verdict};
-use sluice_shared::facts::{Phase, PodFacts, StringMap};
+use sluice_shared::enroll::{self, Reason, Verdict};
+use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::NetnsId;
 use sluice_shared::plan::RedirectPlan;
 use sluice_shared::wire::{Attachment, Reply};
@@ -234,39 +234,6 @@ impl PodTask {
         }
     }
 
-    /// What the source shows, else what ADD showed: name and addresses, but no labels.
-    pub(super) fn known_facts(&self) -> Option<PodFacts> {
-        if let Some(facts) = &self.facts {
-            return Some(facts.as_ref().clone());
-        }
-        // A path that only the source named says nothing once the source no longer shows the pod.
-        let vouched = |sandbox: &&Sandbox| sandbox.attachment.is_some() || !self.knows_enough();
-        let sandbox = self.sandbox.as_ref().filter(vouched)?;
-        Some(PodFacts {
-            uid: sandbox.uid.clone(),
-            name: sandbox.pod.name.clone(),
-            namespace: sandbox.pod.namespace.clone(),
-            service_account: sandbox.service_account.clone().unwrap_or_else(|| "default".into()),
-            labels: StringMap::new(),
-            annotations: StringMap::new(),
-            host_network: false,
-            phase: Phase::Pending,
-            ips: sandbox.ips.clone(),
-            probe_ports: Vec::new(),
-            netns: None,
-        })
-    }
-
-    /// The pod's addresses: what ADD vouched for, else what the source shows.
-    pub(super) fn ips(&self) -> Vec<std::net::IpAddr> {
-        let vouched = self.sandbox.as_ref().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
-        if vouched.is_empty() {
-            self.facts.as_ref().map(|f| f.ips.clone()).unwrap_or_default()
-        } else {
-            vouched
-        }
-    }
-
     /// Where the pod's namespace is said to be.
     pub(super) fn whereabouts(&self) -> Option<Whereabouts> {
         if let Some(sandbox) = &self.sandbox {
@@ -281,18 +248,6 @@ impl PodTask {
             Grip::Redirected(held) | Grip::Draining { held, .. } => Some(held.netns.id()),
             Grip::None => self.sandbox.as_ref().map(|sandbox| sandbox.netns),
         }
-    }
-
-    /// The pod as ztunnel is told of it.
-    pub(super) fn workload(&self, netns: &Arc<Netns>) -> Option<zds::Workload> {
-        let facts = self.known_facts()?;
-        Some(zds::Workload {
-            uid: self.entry.uid.clone(),
-            name: facts.name,
-            namespace: facts.namespace,
-            service_account: facts.service_account,
-            netns: Some(Arc::clone(netns)),
-        })
     }
 
     /// Whether the journal says that rules of ours are in the pod.
@@ -397,63 +352,6 @@ impl PodTask {
         if let Err(error) = self.cx.journal.remember(sandbox) {
             tracing::error!(pod = %sandbox.pod, uid = %sandbox.uid, %error,
                 "the journal cannot be written: after a restart of the agent this pod is found by its next event only");
-        }
-    }
-
-    /// Makes the pod's state seen: registry, log, metrics.
-    pub(super) fn show(&self, state: State, reason: String) {
-        let status = self.describe(state, reason);
-        let mut showing = self.entry.showing();
-        let before = (showing.status.state, showing.status.reason.clone());
-        if before != (status.state, status.reason.clone()) {
-            let pod = format!("{}/{}", status.namespace, status.name);
-            if status.state == State::Outside && before.0 == State::Outside {
-                tracing::debug!(pod, uid = %status.uid, state = %status.state, reason = status.reason, "pod");
-            } else {
-                tracing::info!(pod, uid = %status.uid, was = %before.0, state = %status.state, reason = status.reason, "pod");
-            }
-        }
-        showing.status = status;
-    }
-
-    fn describe(&self, state: State, reason: String) -> PodStatus {
-        let facts = self.known_facts();
-        let (namespace, name) = match (&facts, &self.sandbox) {
-            (Some(facts), _) => (facts.namespace.clone(), facts.name.clone()),
-            (None, Some(sandbox)) => (sandbox.pod.namespace.clone(), sandbox.pod.name.clone()),
-            (None, None) => (String::new(), String::new()),
-        };
-        let (because, outside, overrides) = match self.verdict() {
-            Verdict::InMesh { because, overrides } => (Some(because), None, overrides),
-            Verdict::Outside(reason) => (None, Some(reason), Overrides::default()),
-        };
-        PodStatus {
-            uid: self.entry.uid.clone(),
-            namespace,
-            name,
-            ips: self.ips(),
-            state,
-            reason,
-            because,
-            outside,
-            overrides,
-            netns: self.netns_id(),
-            kept_connections: self.grip.kept(),
-            drift_repairs: self.drift_repairs,
-            checks: Vec::new(),
-        }
-    }
-}
-
-impl Grip {
-    fn kept(&self) -> usize {
-        use sluice_shared::plan::{Older, Stage};
-        match self {
-            Self::Redirected(Redirected { plan, .. }) => match &plan.stage {
-                Stage::Redirect(Older::Kept(flows)) => flows.len(),
-                _ => 0,
-            },
-            _ => 0,
         }
     }
 }

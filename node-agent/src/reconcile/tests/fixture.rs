@@ -1,0 +1,226 @@
+//! A reconciler in a box: a recording kernel below it, a scripted ztunnel beside it.
+
+use super::super::*;
+use crate::kernel::fake::{Place, RecordingKernel};
+use crate::zds;
+use sluice_shared::admin::State;
+use sluice_shared::facts::StringMap;
+use sluice_shared::ids::PodRef;
+use sluice_shared::membership::WhenAgentUnavailable;
+use sluice_shared::op::KernelOp;
+use sluice_shared::plan::{self, MarkGuard, ProbeDoor, Stage};
+use std::os::unix::fs::MetadataExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio_seqpacket::UnixSeqpacket;
+
+pub const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+
+/// A reconciler in a box.
+pub struct Boxed {
+    pub kernel: RecordingKernel,
+    pub cx: Arc<Context>,
+    pub events: mpsc::Sender<Event>,
+    pub dir: tempfile::TempDir,
+    pub zds: zds::Server,
+}
+
+/// A ztunnel that acknowledges whatever it is told, and notes it: `add u1`, `del u1`, `keep u1`, `snapshot`.
+pub struct Ztunnel {
+    told: Arc<Mutex<Vec<String>>>,
+    pub refuse: Arc<AtomicBool>,
+    pub task: tokio::task::JoinHandle<()>,
+}
+
+pub async fn start() -> Boxed {
+    start_in(tempfile::tempdir().unwrap(), RecordingKernel::default()).await
+}
+
+pub async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Boxed {
+    let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
+    let registry = Arc::new(Registry::default());
+    let journal = Journal::open(&dir.path().join("run")).unwrap();
+    let metrics = Metrics::new();
+    let trust = Arc::new(Trust::anybody(journal.clone(), "a test".into()));
+    let (recalled, when_recalled) = watch::channel(false);
+    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
+    let (ztunnel, server) =
+        zds::Server::start(zds::Config::new(dir.path().join("zds.sock")), Arc::new(hooks)).unwrap();
+    let (hold, hold_now) = watch::channel(Hold::Drop);
+    tokio::spawn(keep_hold(ztunnel.any_ready(), None, hold, Arc::clone(&registry)));
+    let cx = Arc::new(Context {
+        settings: Settings {
+            policy: EnrollPolicy::default(),
+            redirect: RedirectConfig { dns_capture: true, ipv6: true },
+            backend: Backend::Nftables,
+            keep_existing: true,
+            drain_timeout: Duration::from_secs(60),
+            add_timeout: Duration::from_millis(500),
+        },
+        host: HostTable::closed(Arc::clone(&pool), Backend::Nftables, metrics.clone(), "a test"),
+        kernel: pool,
+        ztunnel,
+        registry,
+        members: Members::open(&dir.path().join("state"), WhenAgentUnavailable::Auto).unwrap(),
+        journal,
+        trust,
+        hold: hold_now,
+        watch: None,
+        synced: watch::Sender::new(false),
+        metrics,
+        namespaces: Namespaces::default(),
+    });
+    let (events, inbox) = mpsc::channel(16);
+    tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
+    Boxed { kernel, cx, events, dir, zds: server }
+}
+
+impl Boxed {
+    pub async fn ztunnel(&self) -> Ztunnel {
+        let socket = UnixSeqpacket::connect(self.dir.path().join("zds.sock")).await.unwrap();
+        socket.send(&[0x08, 0x01]).await.unwrap();
+        let (told, refuse) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (notes, refusing) = (Arc::clone(&told), Arc::clone(&refuse));
+        let task = tokio::spawn(async move {
+            let mut buf = [0; 1024];
+            while let Ok(len @ 1..) = socket.recv(&mut buf).await.map(|info| info.bytes_read()) {
+                notes.lock().unwrap().push(what(&buf[..len]));
+                let nack = b"\x0a\x03\x0a\x01n".as_slice();
+                let answer = if refusing.load(Ordering::SeqCst) { nack } else { b"\x0a\x00" };
+                if socket.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let ztunnel = Ztunnel { told, refuse, task };
+        eventually("ztunnel has its snapshot", || ztunnel.told().contains(&"snapshot".to_owned())).await;
+        ztunnel
+    }
+
+    pub async fn namespace(&self, name: &str, mode: Option<&str>) {
+        let labels = StringMap::from_iter(mode.map(|m| ("istio.io/dataplane-mode".into(), m.into())));
+        self.events.send(Event::Namespace(NamespaceFacts { name: name.into(), labels })).await.unwrap();
+    }
+
+    pub async fn synced(&self) {
+        self.events.send(Event::Synced).await.unwrap();
+    }
+
+    /// The source shows a running pod in a namespace of its own, on which ztunnel listens as soon as it is asked.
+    pub async fn running_pod(&self, uid: &str) -> NetnsId {
+        let path = format!("/run/netns/{uid}");
+        let id = self.kernel.netns_at(&path);
+        self.kernel.set_addresses(id, vec!["10.0.0.2".parse().unwrap()]);
+        self.kernel.set_listening(id, PORTS);
+        self.events.send(Event::Pod(Box::new(pod(uid, Some(path))))).await.unwrap();
+        id
+    }
+
+    /// A runtime makes a sandbox: its namespace is played by a file of that name.
+    pub fn sandbox(&self, name: &str) -> NetnsId {
+        let meta = std::fs::File::create(self.dir.path().join(name)).unwrap().metadata().unwrap();
+        let id = NetnsId { dev: meta.dev(), inode: meta.ino() };
+        self.kernel.put(format!("/run/netns/{name}"), id);
+        self.kernel.set_listening(id, PORTS);
+        id
+    }
+
+    pub async fn add(&self, uid: &str, sandbox: &str) -> Reply {
+        let netns = std::fs::File::open(self.dir.path().join(sandbox)).unwrap();
+        self.cni(Verb::Add(attachment(uid)), Some(netns.into())).await
+    }
+
+    pub async fn cni(&self, verb: Verb, netns: Option<OwnedFd>) -> Reply {
+        let (reply, answer) = oneshot::channel();
+        self.events.send(Event::Cni(CniCall { verb, netns, reply })).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    pub fn state(&self, uid: &str) -> Option<(State, String)> {
+        let showings = self.cx.registry.showings();
+        showings
+            .iter()
+            .find(|s| s.status.uid.as_str() == uid)
+            .map(|s| (s.status.state, s.status.reason.clone()))
+    }
+
+    pub async fn becomes(&self, uid: &str, state: State) {
+        eventually(&format!("{uid} becomes {state}"), || self.state(uid).is_some_and(|(s, _)| s == state))
+            .await;
+    }
+
+    pub fn ran(&self, id: NetnsId) -> Vec<Vec<KernelOp>> {
+        self.kernel
+            .log()
+            .into_iter()
+            .filter(|(place, _)| *place == Place::Pod(id))
+            .map(|(_, ops)| ops)
+            .collect()
+    }
+}
+
+impl Ztunnel {
+    pub fn told(&self) -> Vec<String> {
+        self.told.lock().unwrap().clone()
+    }
+}
+
+pub fn pod(uid: &str, netns: Option<String>) -> PodFacts {
+    PodFacts {
+        uid: PodUid::new(uid).unwrap(),
+        name: format!("pod-{uid}"),
+        namespace: "demo".into(),
+        service_account: "sa".into(),
+        labels: StringMap::new(),
+        annotations: StringMap::new(),
+        host_network: false,
+        phase: Default::default(),
+        ips: vec!["10.0.0.2".parse().unwrap()],
+        probe_ports: vec![],
+        netns,
+    }
+}
+
+pub fn attachment(uid: &str) -> Attachment {
+    Attachment {
+        id: AttachmentId { container_id: format!("c-{uid}"), ifname: "eth0".into() },
+        netns: format!("/run/netns/{uid}"),
+        pod: Some(PodRef::new("demo", format!("pod-{uid}"))),
+        uid: Some(PodUid::new(uid).unwrap()),
+        ips: vec!["10.0.0.2".parse().unwrap()],
+    }
+}
+
+pub fn what(packet: &[u8]) -> String {
+    let text = |at: usize| {
+        let len = packet[at] as usize;
+        String::from_utf8_lossy(&packet[at + 1..at + 1 + len]).into_owned()
+    };
+    match packet[0] {
+        0x0a => format!("add {}", text(3)),
+        0x12 => format!("del {}", text(3)),
+        0x2a => format!("keep {}", text(3)),
+        _ => "snapshot".into(),
+    }
+}
+
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 5 s: {what}");
+}
+
+pub fn planned(stage: Stage) -> plan::RedirectPlan {
+    plan::redirect(
+        &Default::default(),
+        &RedirectConfig { dns_capture: true, ipv6: true },
+        stage,
+        ProbeDoor::Closed,
+        MarkGuard::Off,
+        Hold::Drop,
+    )
+}
