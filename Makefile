@@ -82,6 +82,13 @@ bless: docs ## Take what is generated now for right (golden files, docs); then r
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-shared --tests
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin
 
+.PHONY: bench
+bench: setup bench-install bench-plugin ## Measure, side by side, and write target/reports/bench-*.json (needs root)
+
+.PHONY: bench-install
+bench-install: ## Rules for one pod: netlink batch, iptables-restore, one exec a rule (needs root)
+	cargo bench --quiet -p sluice-agent --bench install
+
 .PHONY: bench-plugin
 bench-plugin: plugin ## Measure one ADD of the static plugin, from spawn to exit
 	cargo bench --quiet -p sluice-cni --profile dev --bench add

@@ -89,8 +89,9 @@ impl PodTask {
 
     /// The end of leaving: ztunnel lets go, then everything of ours is removed. The pod is known, and can come back.
     async fn finish_leaving(&mut self, reason: &str) {
-        self.cx.ztunnel.del(&self.entry.uid).await;
+        // Out of the snapshots first, or the next one would bring it back.
         self.hand(None);
+        self.cx.ztunnel.del(&self.entry.uid).await;
         self.acked_by.clear();
         self.cx.host.dismiss(&self.entry.uid).await;
         if let Err(error) = self.remove_rules().await {

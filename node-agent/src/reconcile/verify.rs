@@ -181,6 +181,7 @@ impl PodTask {
         let Grip::Redirected(held) = &self.grip else { return };
         let netns = Arc::clone(&held.netns);
         tracing::warn!(uid = %self.entry.uid, ?missing, "ztunnel's listeners are gone; handing the pod over anew");
+        self.hand(None);
         self.cx.ztunnel.del(&self.entry.uid).await;
         self.acked_by.clear();
         self.hand(self.workload(&netns));
