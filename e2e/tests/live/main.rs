@@ -121,8 +121,18 @@ fn load_proxied(c: &Pod, d: &Pod) -> Result<[Load; 2]> {
 
 fn captured_between(tally: &Tally, span: std::ops::Range<Instant>) -> Result<()> {
     let span = span.start..span.end - MOMENT;
-    let (proxied, direct) = (tally.begun(span.clone(), Path::Proxied), tally.begun(span, Path::Direct));
-    ensure!(proxied > 0 && direct == 0, "in the mesh: {proxied} proxied, {direct} escaped ({tally})");
+    let (proxied, direct) =
+        (tally.begun(span.clone(), Path::Proxied), tally.begun(span.clone(), Path::Direct));
+    let escaped: Vec<u128> = tally
+        .new
+        .iter()
+        .filter(|short| span.contains(&short.begun) && short.outcome == Ok(Path::Direct))
+        .map(|short| (short.begun - span.start).as_millis())
+        .collect();
+    ensure!(
+        proxied > 0 && direct == 0,
+        "in the mesh: {proxied} proxied, {direct} escaped, {escaped:?} ms after joining ({tally})"
+    );
     Ok(())
 }
 
