@@ -1,10 +1,12 @@
-//! The lab itself, with real CNI plugins and without Sluice: what the other tests stand on.
+//! The lab itself, with real CNI plugins and, but for the last test, without Sluice: what the other tests stand on.
 
 use anyhow::{Context, Result, ensure};
 use sluice_e2e::lab::capture::Capture;
 use sluice_e2e::lab::cni::CniError;
+use sluice_e2e::lab::eventually;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::PodSpec;
+use sluice_e2e::lab::process::binary;
 use sluice_e2e::lab::sockets;
 use sluice_e2e::lab::suite::{self, test};
 use sluice_e2e::lab::topology::{Families, OUTSIDE_V4, OUTSIDE_V6, Plan, Primary, World};
@@ -12,7 +14,10 @@ use sluice_e2e::lab::traffic::dial::Dial;
 use sluice_e2e::lab::traffic::dns::{self, NAME_SERVER_SAYS, NameServer};
 use sluice_e2e::lab::traffic::echo::Echo;
 use sluice_e2e::lab::traffic::load::{Load, LoadPlan, Path};
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -27,6 +32,7 @@ fn main() {
             test("load_counts_what_fails", load),
             test("a_name_server_answers_and_remembers", names),
             test("a_remade_cgroup_has_another_id", cgroups),
+            test("a_killed_lab_leaves_nothing_running_and_the_next_one_tidies_up", killed),
         ],
     );
 }
@@ -167,5 +173,36 @@ fn cgroups(outer: &Outer) -> Result<()> {
     let before = cgroup.id()?;
     cgroup.remake()?;
     ensure!(cgroup.id()? != before);
+    Ok(())
+}
+
+/// A lab within the lab is killed outright.
+fn killed(outer: &Outer) -> Result<()> {
+    let labs = || -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(outer.cgroups().mount())?.flatten().map(|entry| entry.path());
+        Ok(entries.filter(|path| path.display().to_string().contains("sluice-lab-")).collect())
+    };
+    let before = labs()?;
+    let mut lab = Command::new(binary("sluice-lab")?);
+    lab.args(["shell", "--", "sh", "-c", "echo standing; sleep 1000"]).stdout(Stdio::piped());
+    let mut lab = lab.spawn()?;
+    let stdout = BufReader::new(lab.stdout.take().context("no stdout")?);
+    ensure!(
+        stdout.lines().map_while(Result::ok).any(|line| line == "standing"),
+        "the inner lab did not stand"
+    );
+    let of_the_dead: Vec<_> = labs()?.into_iter().filter(|path| !before.contains(path)).collect();
+    ensure!(of_the_dead.len() == 1, "{of_the_dead:?}");
+    let populated = || std::fs::read_to_string(of_the_dead[0].join("cgroup.events"));
+    ensure!(populated()?.contains("populated 1"), "nothing runs in the inner lab's cgroups");
+    lab.kill()?;
+    lab.wait()?;
+    eventually("everything in it to end", Duration::from_secs(10), || {
+        ensure!(populated()?.contains("populated 0"), "something still runs");
+        Ok(())
+    })?;
+    let next = Command::new(binary("sluice-lab")?).args(["shell", "--", "true"]).output()?;
+    ensure!(next.status.success(), "{next:?}");
+    ensure!(labs()? == before, "left behind: {:?}", labs()?);
     Ok(())
 }
