@@ -177,23 +177,15 @@ fn cgroups(outer: &Outer) -> Result<()> {
 }
 
 /// A lab within the lab is killed outright.
-fn killed(outer: &Outer) -> Result<()> {
-    let labs = || -> Result<Vec<PathBuf>> {
-        let entries = std::fs::read_dir(outer.cgroups().mount())?.flatten().map(|entry| entry.path());
-        Ok(entries.filter(|path| path.display().to_string().contains("sluice-lab-")).collect())
-    };
-    let before = labs()?;
+fn killed(_outer: &Outer) -> Result<()> {
     let mut lab = Command::new(binary("sluice-lab")?);
-    lab.args(["shell", "--", "sh", "-c", "echo standing; sleep 1000"]).stdout(Stdio::piped());
-    let mut lab = lab.spawn()?;
+    let say = "echo standing in $SLUICE_LAB_CGROUP; sleep 1000";
+    let mut lab = lab.args(["shell", "--", "sh", "-c", say]).stdout(Stdio::piped()).spawn()?;
     let stdout = BufReader::new(lab.stdout.take().context("no stdout")?);
-    ensure!(
-        stdout.lines().map_while(Result::ok).any(|line| line == "standing"),
-        "the inner lab did not stand"
-    );
-    let of_the_dead: Vec<_> = labs()?.into_iter().filter(|path| !before.contains(path)).collect();
-    ensure!(of_the_dead.len() == 1, "{of_the_dead:?}");
-    let populated = || std::fs::read_to_string(of_the_dead[0].join("cgroup.events"));
+    let mut said = stdout.lines().map_while(Result::ok);
+    let cgroup = said.find_map(|line| line.strip_prefix("standing in ").map(PathBuf::from));
+    let cgroup = cgroup.context("the inner lab did not stand")?;
+    let populated = || std::fs::read_to_string(cgroup.join("cgroup.events"));
     ensure!(populated()?.contains("populated 1"), "nothing runs in the inner lab's cgroups");
     lab.kill()?;
     lab.wait()?;
@@ -203,6 +195,6 @@ fn killed(outer: &Outer) -> Result<()> {
     })?;
     let next = Command::new(binary("sluice-lab")?).args(["shell", "--", "true"]).output()?;
     ensure!(next.status.success(), "{next:?}");
-    ensure!(labs()? == before, "left behind: {:?}", labs()?);
+    ensure!(!cgroup.exists(), "left behind: {}", cgroup.display());
     Ok(())
 }

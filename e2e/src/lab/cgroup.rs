@@ -3,7 +3,7 @@
 //! The lab holds a shared lock on its directory for as long as it lives, so that a later start tells a dead lab's
 //! directories from a living one's, whatever pid namespaces are between them.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use std::fs::File;
@@ -65,10 +65,10 @@ impl Cgroups {
         Ok(Cgroup { path: format!("/{}", below.display()), dir })
     }
 
-    /// Where cgroup v2 is mounted.
+    /// The lab's own directory.
     #[must_use]
-    pub fn mount(&self) -> &Path {
-        &self.mount
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Ends what still runs in the lab's cgroups and removes them.
@@ -188,15 +188,6 @@ fn remove_tree(dir: &Path) -> std::io::Result<()> {
         }
     }
     std::fs::remove_dir(dir)
-}
-
-/// Refuses a directory that is not a cgroup v2 directory: writing there would move nothing.
-///
-/// # Errors
-/// When it is none.
-pub fn must_be_cgroup(dir: &Path) -> Result<()> {
-    ensure!(dir.join("cgroup.procs").exists(), "{} is not a cgroup v2 directory", dir.display());
-    Ok(())
 }
 
 #[cfg(test)]

@@ -53,7 +53,10 @@ pub fn run(outer: &Outer, command: &[std::ffi::OsString]) -> Result<i32> {
         }
         None => Command::new(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())),
     };
-    shell.env("PATH", path).env("SLUICE_ADMIN_SOCKET", node.socket("admin.sock"));
+    shell
+        .env("SLUICE_LAB_CGROUP", outer.cgroups().root())
+        .env("PATH", path)
+        .env("SLUICE_ADMIN_SOCKET", node.socket("admin.sock"));
     let status = node.netns.run(|| Ok(shell.status()?)).context("run the shell")?;
     Ok(status.code().unwrap_or(1))
 }
