@@ -1,53 +1,92 @@
 //! Keeps `/var/lib/sluice/membership.json` true: what the plugin goes by while no agent answers.
 //!
-//! Written at once when a namespace enters the mesh or first holds a pod of it, by a task of its own so that nothing
-//! waits for the disk but what must: an ADD that enrols the first pod of a namespace.
+//! A task of its own writes the file whenever what it should say changes: whoever says so only takes note of it and
+//! waits for no disk. Who must know that it is durable waits for [`Members::settled`]. Nothing is written before the
+//! source has said everything: a file with half of what is in the mesh is worse than the old one.
 
 use crate::durable::{self, Sync};
 use sluice_shared::contract::MEMBERSHIP_FILE;
 use sluice_shared::enroll::{EnrollPolicy, namespace_in_mesh};
 use sluice_shared::facts::NamespaceFacts;
 use sluice_shared::membership::{
-    self, Fallback, MEMBERSHIP_VERSION, Membership, Standing, WhenAgentUnavailable,
+    self, Fallback, MAX_MEMBERSHIP_FILE, Membership, Standing, WhenAgentUnavailable,
 };
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// After a write that failed, the next one is tried this much later, then twice as late each time.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+/// The longest wait between two tries.
+const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// The membership file, and what it should say.
 pub struct Members {
-    path: PathBuf,
     state: Mutex<Known>,
+    wanted: watch::Sender<Wanted>,
+    on_disk: watch::Receiver<OnDisk>,
 }
 
 struct Known {
-    wanted: Membership,
-    written: Option<Membership>,
-    /// Namespaces that this run of the source has shown. What it has not shown by its first complete list is gone.
+    content: Membership,
+    /// Namespaces that this run has heard of. Others are gone once the source has said everything.
     shown: BTreeSet<String>,
     synced: bool,
 }
 
+/// What the file should say.
+#[derive(Clone, Default)]
+struct Wanted {
+    /// Counts the changes; at 0 nothing is to be written yet.
+    revision: u64,
+    content: Membership,
+}
+
+/// How far the writer has come.
+struct OnDisk {
+    /// The last revision that is durable.
+    revision: u64,
+    file: Found,
+    /// The last try, if it failed: which revision, and why.
+    failure: Option<(u64, String)>,
+}
+
+/// What is at the file's path.
+enum Found {
+    Absent,
+    Unreadable,
+    Says(Membership),
+}
+
 impl Members {
-    /// Takes over what the file says; one that cannot be read counts as absent, and is replaced.
+    /// Takes over what the file says, and starts its writer. Call it within a Tokio runtime.
     ///
     /// # Errors
     /// When the state directory cannot be made.
     pub fn open(state_dir: &Path, when_agent_unavailable: WhenAgentUnavailable) -> io::Result<Self> {
         durable::private_dir(state_dir)?;
         let path = state_dir.join(MEMBERSHIP_FILE);
-        let written = read(&path);
-        let mut wanted = written.clone().unwrap_or_default();
-        wanted.when_agent_unavailable = when_agent_unavailable;
-        let state = Known { wanted, written, shown: BTreeSet::new(), synced: false };
-        Ok(Self { path, state: Mutex::new(state) })
+        let file = read(&path);
+        let mut content = match &file {
+            Found::Says(membership) => membership.clone(),
+            Found::Absent | Found::Unreadable => Membership::default(),
+        };
+        content.when_agent_unavailable = when_agent_unavailable;
+        let (wanted, tasks) = watch::channel(Wanted::default());
+        let (progress, on_disk) = watch::channel(OnDisk { revision: 0, file, failure: None });
+        tokio::spawn(keep_written(path, tasks, progress));
+        let state = Mutex::new(Known { content, shown: BTreeSet::new(), synced: false });
+        Ok(Self { state, wanted, on_disk })
     }
 
     /// A namespace is there, changed, or (`None`) gone.
     pub fn namespace(&self, name: &str, facts: Option<&NamespaceFacts>, policy: &EnrollPolicy) {
         let mut state = self.lock();
-        let held = matches!(state.wanted.namespaces.get(name), Some(Standing::Held | Standing::In));
+        let held = matches!(state.content.namespaces.get(name), Some(Standing::Held | Standing::In));
         match facts {
             Some(facts) => {
                 let standing = match (namespace_in_mesh(facts, policy), held) {
@@ -55,55 +94,80 @@ impl Members {
                     (false, true) => Standing::Held,
                     (false, false) => Standing::Out,
                 };
-                state.wanted.namespaces.insert(name.to_owned(), standing);
+                state.content.namespaces.insert(name.to_owned(), standing);
                 state.shown.insert(name.to_owned());
             }
             None => {
-                state.wanted.namespaces.remove(name);
+                state.content.namespaces.remove(name);
             }
         }
-        if state.synced {
-            self.write(&mut state);
-        }
+        self.publish(&state);
     }
 
-    /// The source has said everything: namespaces that it did not show are gone.
+    /// The source has said everything: namespaces of which nothing was heard are gone.
     pub fn synced(&self) {
         let mut state = self.lock();
         let shown = std::mem::take(&mut state.shown);
-        state.wanted.namespaces.retain(|name, _| shown.contains(name));
+        state.content.namespaces.retain(|name, _| shown.contains(name));
         state.synced = true;
-        self.write(&mut state);
+        self.publish(&state);
     }
 
-    /// A pod of this namespace is in the mesh by a label of its own.
+    /// A pod of this namespace is in the mesh by a label of its own. Returns at once; see [`Self::settled`].
     pub fn holds_a_pod(&self, name: &str) {
         let mut state = self.lock();
-        let standing = state.wanted.namespaces.get(name);
+        let standing = state.content.namespaces.get(name);
         if !matches!(standing, Some(Standing::In | Standing::Held)) {
-            state.wanted.namespaces.insert(name.to_owned(), Standing::Held);
-            self.write(&mut state);
+            state.content.namespaces.insert(name.to_owned(), Standing::Held);
+        }
+        if !state.synced {
+            state.shown.insert(name.to_owned());
+        }
+        self.publish(&state);
+    }
+
+    /// Waits until everything that was said so far is in the file, and would survive a power cut. Before the source
+    /// has said everything, that includes waiting for it.
+    ///
+    /// # Errors
+    /// When the last try to write it failed; the writer goes on trying.
+    pub async fn settled(&self) -> Result<(), String> {
+        let ended = |_| "the membership file's writer has ended".to_owned();
+        let revision =
+            self.wanted.subscribe().wait_for(|wanted| wanted.revision > 0).await.map_err(ended)?.revision;
+        let mut on_disk = self.on_disk.clone();
+        let tried = |disk: &OnDisk| disk.revision.max(disk.failure.as_ref().map_or(0, |(tried, _)| *tried));
+        let disk = on_disk.wait_for(|disk| tried(disk) >= revision).await.map_err(ended)?;
+        match &disk.failure {
+            Some((_, why)) if disk.revision < revision => Err(why.clone()),
+            _ => Ok(()),
         }
     }
 
     /// What the plugin would do for a pod of this namespace with no agent to ask.
     #[must_use]
     pub fn without_source(&self, namespace: &str) -> Fallback {
-        membership::without_agent(self.lock().written.as_ref(), namespace)
+        match &self.on_disk.borrow().file {
+            Found::Absent => membership::without_agent(None, namespace),
+            Found::Unreadable => membership::with_unreadable_file(namespace),
+            Found::Says(membership) => membership::without_agent(Some(membership), namespace),
+        }
     }
 
-    fn write(&self, state: &mut Known) {
-        if state.written.as_ref() == Some(&state.wanted) {
+    /// Hands the writer what the file should say, if that is another thing than before. The first time it always is:
+    /// a file that an agent left when it was killed may not be durable yet.
+    fn publish(&self, state: &Known) {
+        if !state.synced {
             return;
         }
-        let result = serde_json::to_vec_pretty(&state.wanted)
-            .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace(&self.path, &bytes, Sync::Yes));
-        match result {
-            Ok(()) => state.written = Some(state.wanted.clone()),
-            Err(error) => tracing::error!(path = %self.path.display(), %error,
-                "the membership file cannot be written: while the agent is down, the plugin goes by an old one"),
-        }
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.revision == 0 || wanted.content != state.content;
+            if changed {
+                wanted.revision += 1;
+                wanted.content = state.content.clone();
+            }
+            changed
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
@@ -111,25 +175,61 @@ impl Members {
     }
 }
 
-fn read(path: &Path) -> Option<Membership> {
-    match std::fs::read(path) {
-        Ok(bytes) => match serde_json::from_slice::<Membership>(&bytes) {
-            Ok(membership) if membership.version == MEMBERSHIP_VERSION => Some(membership),
-            Ok(other) => {
-                tracing::warn!(path = %path.display(), version = other.version, "membership file of another version; replaced");
-                None
+/// Writes what is wanted, the newest only, until [`Members`] is gone and the last of it is written.
+async fn keep_written(path: PathBuf, mut wanted: watch::Receiver<Wanted>, progress: watch::Sender<OnDisk>) {
+    let mut retry = RETRY_MIN;
+    loop {
+        let durable = progress.borrow().revision;
+        let next = wanted.wait_for(|wanted| wanted.revision > durable).await.map(|next| next.clone());
+        let Ok(Wanted { revision, content }) = next else { return };
+        match write(&path, &content).await {
+            Ok(()) => {
+                retry = RETRY_MIN;
+                progress.send_replace(OnDisk { revision, file: Found::Says(content), failure: None });
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "membership file cannot be read; replaced");
-                None
+                tracing::error!(path = %path.display(), %error, again_after = ?retry,
+                    "the membership file cannot be written: while the agent is down, the plugin goes by an old one");
+                let why = format!("{} cannot be written: {error}", path.display());
+                progress.send_modify(|disk| disk.failure = Some((revision, why)));
+                // A change is tried at once: somebody may wait for it.
+                if let Ok(Err(_)) = tokio::time::timeout(retry, wanted.changed()).await {
+                    return;
+                }
+                retry = (retry * 2).min(RETRY_MAX);
             }
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "membership file cannot be read; replaced");
-            None
         }
     }
+}
+
+/// One write, on a thread that may block.
+async fn write(path: &Path, content: &Membership) -> io::Result<()> {
+    let bytes = serde_json::to_vec_pretty(content)?;
+    let path = path.to_owned();
+    let writing = tokio::task::spawn_blocking(move || durable::replace(&path, &bytes, Sync::Yes));
+    writing.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+fn read(path: &Path) -> Found {
+    let bytes = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::Absent,
+        opened => opened.and_then(|file| {
+            let mut bytes = Vec::new();
+            file.take(MAX_MEMBERSHIP_FILE as u64 + 1).read_to_end(&mut bytes).map(|_| bytes)
+        }),
+    };
+    let parsed = match bytes {
+        Ok(bytes) => Membership::parse(&bytes).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    parsed.map_or_else(
+        |why| {
+            tracing::warn!(path = %path.display(), why,
+                "the membership file cannot be read: pods wait until the source has said everything, and it is replaced");
+            Found::Unreadable
+        },
+        Found::Says,
+    )
 }
 
 #[cfg(test)]
@@ -137,33 +237,105 @@ mod tests {
     use super::*;
     use sluice_shared::facts::StringMap;
 
-    fn namespace(name: &str, mode: Option<&str>) -> NamespaceFacts {
-        let labels = mode.map(|mode| ("istio.io/dataplane-mode".to_owned(), mode.to_owned()));
-        NamespaceFacts { name: name.into(), labels: StringMap::from_iter(labels) }
+    fn open(dir: &tempfile::TempDir) -> Members {
+        Members::open(dir.path(), WhenAgentUnavailable::Auto).unwrap()
     }
 
-    #[test]
-    fn a_namespace_that_leaves_is_held_and_one_that_is_gone_is_forgotten() {
+    fn show(members: &Members, name: &str, mode: Option<&str>) {
+        let labels = mode.map(|mode| ("istio.io/dataplane-mode".to_owned(), mode.to_owned()));
+        let facts = NamespaceFacts { name: name.into(), labels: StringMap::from_iter(labels) };
+        members.namespace(name, Some(&facts), &EnrollPolicy::default());
+    }
+
+    fn in_file(dir: &tempfile::TempDir) -> Membership {
+        Membership::parse(&std::fs::read(dir.path().join(MEMBERSHIP_FILE)).unwrap()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_leaves_is_held_and_one_that_is_gone_is_forgotten() {
         let dir = tempfile::tempdir().unwrap();
-        let policy = EnrollPolicy::default();
-        let members = Members::open(dir.path(), WhenAgentUnavailable::Auto).unwrap();
+        let members = open(&dir);
         for (name, mode) in [("mesh", Some("ambient")), ("plain", None), ("former", Some("ambient"))] {
-            members.namespace(name, Some(&namespace(name, mode)), &policy);
+            show(&members, name, mode);
         }
         assert_eq!(members.without_source("mesh"), Fallback::Pass("no agent has served on this node yet"));
         members.synced();
-        members.namespace("former", Some(&namespace("former", None)), &policy);
+        show(&members, "former", None);
         members.holds_a_pod("plain");
-        let file = read(&dir.path().join(MEMBERSHIP_FILE)).unwrap();
+        members.settled().await.unwrap();
+        let file = in_file(&dir);
         assert_eq!(file.namespaces["mesh"], Standing::In);
         assert_eq!(file.namespaces["former"], Standing::Held);
         assert_eq!(file.namespaces["plain"], Standing::Held);
 
-        let later = Members::open(dir.path(), WhenAgentUnavailable::Auto).unwrap();
+        let later = open(&dir);
         assert!(matches!(later.without_source("former"), Fallback::Wait(_)));
-        later.namespace("mesh", Some(&namespace("mesh", Some("ambient"))), &policy);
+        show(&later, "mesh", Some("ambient"));
         later.synced();
-        let file = read(&dir.path().join(MEMBERSHIP_FILE)).unwrap();
-        assert_eq!(file.namespaces.keys().collect::<Vec<_>>(), ["mesh"]);
+        later.settled().await.unwrap();
+        assert_eq!(in_file(&dir).namespaces.keys().collect::<Vec<_>>(), ["mesh"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_read_holds_pods_back_until_a_good_one_is_there() {
+        for garbage in ["{", r#"{"version":2,"namespaces":["other shape"]}"#] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(MEMBERSHIP_FILE), garbage).unwrap();
+            let members = open(&dir);
+            assert_eq!(members.without_source("plain"), membership::with_unreadable_file("plain"));
+            assert!(matches!(members.without_source("plain"), Fallback::Wait(_)));
+            assert!(matches!(members.without_source("kube-system"), Fallback::Pass(_)));
+            show(&members, "plain", None);
+            members.synced();
+            members.settled().await.unwrap();
+            assert_eq!(members.without_source("plain"), Fallback::Pass("its namespace is outside the mesh"));
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_before_the_source_has_said_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = open(&dir);
+        members.holds_a_pod("early");
+        show(&members, "plain", None);
+        let waits = tokio::time::timeout(Duration::from_millis(50), members.settled()).await;
+        assert!(waits.is_err(), "{waits:?}");
+        assert!(!dir.path().join(MEMBERSHIP_FILE).exists());
+        members.synced();
+        members.settled().await.unwrap();
+        assert_eq!(in_file(&dir).namespaces["early"], Standing::Held);
+        assert_eq!(in_file(&dir).namespaces["plain"], Standing::Out);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_is_told_and_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = open(&dir);
+        // A directory cannot be replaced by a file, not even by root.
+        let path = dir.path().join(MEMBERSHIP_FILE);
+        std::fs::create_dir_all(path.join("in the way")).unwrap();
+        members.synced();
+        let why = members.settled().await.unwrap_err();
+        assert!(why.contains(MEMBERSHIP_FILE), "{why}");
+        std::fs::remove_dir_all(&path).unwrap();
+        let written = async {
+            while members.settled().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
+        assert_eq!(in_file(&dir).namespaces.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_said_last_is_written_after_the_members_are_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let members = open(&dir);
+        members.synced();
+        members.holds_a_pod("late");
+        let mut on_disk = members.on_disk.clone();
+        drop(members);
+        while on_disk.changed().await.is_ok() {}
+        assert_eq!(in_file(&dir).namespaces["late"], Standing::Held);
     }
 }
