@@ -1,10 +1,22 @@
 //! The agent on its node: what it watches, what its settings do, and how it stands up to a ztunnel that comes anew.
 
+mod guard;
 mod listeners;
 
+use sluice_e2e::lab::outer::Outer;
+use sluice_e2e::lab::scene::BACKENDS;
 use sluice_e2e::lab::suite::{self, test};
 
+type OnBackend = fn(&Outer, &'static str) -> anyhow::Result<()>;
+
 fn main() {
-    let tests = vec![test("closed_listeners_are_seen_and_opened_again", listeners::closed)];
+    let mut tests = vec![test("closed_listeners_are_seen_and_opened_again", listeners::closed)];
+    for backend in BACKENDS {
+        let on_each: [(&str, OnBackend); 1] =
+            [("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup)];
+        for (name, body) in on_each {
+            tests.push(test(format!("{backend}::{name}"), move |outer: &Outer| body(outer, backend)));
+        }
+    }
     suite::run("node", tests);
 }
