@@ -2,6 +2,7 @@
 
 mod guard;
 mod listeners;
+mod probes;
 
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::scene::BACKENDS;
@@ -12,8 +13,11 @@ type OnBackend = fn(&Outer, &'static str) -> anyhow::Result<()>;
 fn main() {
     let mut tests = vec![test("closed_listeners_are_seen_and_opened_again", listeners::closed)];
     for backend in BACKENDS {
-        let on_each: [(&str, OnBackend); 1] =
-            [("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup)];
+        let on_each: [(&str, OnBackend); 3] = [
+            ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),
+            ("probes_by_source_reach_declared_ports_only", probes::source),
+            ("no_probe_passes_with_none", probes::none),
+        ];
         for (name, body) in on_each {
             tests.push(test(format!("{backend}::{name}"), move |outer: &Outer| body(outer, backend)));
         }

@@ -1,0 +1,77 @@
+//! How the kubelet's probes reach an application, by the node's setting.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use sluice_e2e::lab::cgroup::Cgroup;
+use sluice_e2e::lab::outer::Outer;
+use sluice_e2e::lab::pod::Pod;
+use sluice_e2e::lab::scene::{Member, PORT, Scene};
+use sluice_e2e::lab::topology::{Node, Plan};
+use sluice_e2e::lab::traffic::dial::Dial;
+use sluice_e2e::lab::traffic::echo::Echo;
+use sluice_e2e::lab::traffic::load::Path;
+use sluice_shared::admin::State;
+use std::net::SocketAddr;
+
+/// A port of the application that the kubelet is not told to probe.
+const UNDECLARED: u16 = 8081;
+
+/// A node with a pod `a` that declares [`PORT`] for probes, and `c`, a client outside the mesh.
+struct Setting {
+    scene: Scene,
+    a: Pod,
+    c: Pod,
+    _servers: [Echo; 2],
+}
+
+fn setting(outer: &Outer, backend: &str, probes: &str) -> Result<Setting> {
+    let mut declared = Member::meshed("a");
+    declared.spec.facts.probe_ports = vec![PORT];
+    let members = [declared, Member::plain("c")];
+    let changes = json!({"backend": backend, "probes": probes});
+    let name = format!("probe-{probes}-{backend}");
+    let mut scene = Scene::build(outer, &name, &Plan::default(), &changes, &members)?;
+    scene.start()?;
+    let chosen = scene.agents[0].status()?.probes;
+    ensure!(chosen.chosen == probes, "probes are {}: {}", chosen.chosen, chosen.because);
+    let (a, c) = (scene.start_pod("a")?, scene.start_pod("c")?);
+    let servers = [Echo::start(&a.netns, "a", PORT)?, Echo::start(&a.netns, "a", UNDECLARED)?];
+    scene.agents[0].until(&a.facts, State::Enabled)?;
+    Ok(Setting { scene, a, c, _servers: servers })
+}
+
+fn from_node(node: &Node, cgroup: &Cgroup, to: SocketAddr) -> Result<Path> {
+    let client = Dial::to(to).recognised().ask_in(&node.netns, cgroup, "GET /healthz")?;
+    Ok(if client.answer.is_direct() { Path::Direct } else { Path::Proxied })
+}
+
+/// By the node's addresses: every process of the node reaches a declared port, and nobody anything else.
+pub fn source(outer: &Outer, backend: &str) -> Result<()> {
+    let Setting { mut scene, a, c, _servers } = setting(outer, backend, "source")?;
+    let node = scene.node();
+    for ip in &a.facts.ips {
+        for (cgroup, who) in [(&node.kubelet, "the kubelet"), (&node.other, "another process of the node")] {
+            for (port, expected) in [(PORT, Path::Direct), (UNDECLARED, Path::Proxied)] {
+                let to = SocketAddr::new(*ip, port);
+                let path = from_node(node, cgroup, to)?;
+                ensure!(path == expected, "{who} → {to} is {path:?}");
+            }
+        }
+        let path = Scene::path(&c.netns, *ip)?;
+        ensure!(path == Path::Proxied, "c → a's declared port at {ip} is {path:?}");
+    }
+    scene.ztunnels[0].must_be_content()
+}
+
+/// Nobody has a way past ztunnel, the kubelet neither.
+pub fn none(outer: &Outer, backend: &str) -> Result<()> {
+    let Setting { mut scene, a, _servers, .. } = setting(outer, backend, "none")?;
+    let node = scene.node();
+    for ip in &a.facts.ips {
+        for cgroup in [&node.kubelet, &node.other] {
+            let path = from_node(node, cgroup, SocketAddr::new(*ip, PORT))?;
+            ensure!(path == Path::Proxied, "{} → {ip} is {path:?}", cgroup.path);
+        }
+    }
+    scene.ztunnels[0].must_be_content()
+}
