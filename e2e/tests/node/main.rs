@@ -2,6 +2,7 @@
 
 mod guard;
 mod listeners;
+mod many;
 mod probes;
 
 use sluice_e2e::lab::outer::Outer;
@@ -11,7 +12,10 @@ use sluice_e2e::lab::suite::{self, test};
 type OnBackend = fn(&Outer, &'static str) -> anyhow::Result<()>;
 
 fn main() {
-    let mut tests = vec![test("closed_listeners_are_seen_and_opened_again", listeners::closed)];
+    let mut tests = vec![
+        test("closed_listeners_are_seen_and_opened_again", listeners::closed),
+        test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
+    ];
     for backend in BACKENDS {
         let on_each: [(&str, OnBackend); 3] = [
             ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),
