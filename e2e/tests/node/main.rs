@@ -4,6 +4,7 @@ mod guard;
 mod listeners;
 mod many;
 mod probes;
+mod times;
 
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::scene::BACKENDS;
@@ -17,10 +18,11 @@ fn main() {
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
     for backend in BACKENDS {
-        let on_each: [(&str, OnBackend); 3] = [
+        let on_each: [(&str, OnBackend); 4] = [
             ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),
             ("probes_by_source_reach_declared_ports_only", probes::source),
             ("no_probe_passes_with_none", probes::none),
+            ("drift_is_healed_in_time_or_twice_that_when_loaded", times::of_drift),
         ];
         for (name, body) in on_each {
             tests.push(test(format!("{backend}::{name}"), move |outer: &Outer| body(outer, backend)));
