@@ -47,7 +47,7 @@ pub enum Step<'a> {
 pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
     match step {
         Step::Enroll { plan, live } => {
-            let mut ops = prepared(plan);
+            let mut ops = prepared();
             if live {
                 // An entry from an earlier stay in the mesh would let a new connection with the same tuple bypass it.
                 ops.push(KernelOp::FlushConntrack);
@@ -56,7 +56,7 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
             ops
         }
         Step::Repair(plan) => {
-            let mut ops = prepared(plan);
+            let mut ops = prepared();
             ops.extend(rules(backend, &Rules::Install(plan)));
             ops.push(KernelOp::ForgetDirect);
             ops
@@ -64,7 +64,7 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
         Step::Replace(plan) => rules(backend, &Rules::Refill(plan)),
         Step::Remove => {
             let mut ops = rules(backend, &Rules::Delete);
-            ops.extend(routing(&Family::BOTH, Presence::Absent));
+            ops.extend(routing(Presence::Absent));
             ops.push(KernelOp::FlushConntrack);
             ops.push(KernelOp::RememberHalfClosed(Presence::Absent));
             ops
@@ -72,9 +72,13 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
     }
 }
 
-/// What the rules count on.
-fn prepared(plan: &RedirectPlan) -> Vec<KernelOp> {
-    let mut ops = routing(families(plan.ipv6), Presence::Present);
+/// What the rules count on, loopback first: no route leads to it while it is down.
+///
+/// Policy rule and route are there for both families, whatever the plan captures: an observation needs no plan then to
+/// tell whether they are missing, and packets without our mark never meet them.
+fn prepared() -> Vec<KernelOp> {
+    let mut ops = vec![KernelOp::LoopbackUp];
+    ops.extend(routing(Presence::Present));
     ops.push(KernelOp::RememberHalfClosed(Presence::Present));
     ops
 }
@@ -112,12 +116,13 @@ pub(crate) fn iptables_ops(clear: bool, scripts: Vec<RestoreScript>) -> Vec<Kern
 }
 
 /// The policy rules, then the routes that they lead to.
-fn routing(families: &[Family], presence: Presence) -> Vec<KernelOp> {
-    let policy = families.iter().map(|family| KernelOp::PolicyRule(*family, presence));
-    let routes = families.iter().map(|family| KernelOp::LocalRoute(*family, presence));
+fn routing(presence: Presence) -> Vec<KernelOp> {
+    let policy = Family::BOTH.map(|family| KernelOp::PolicyRule(family, presence)).into_iter();
+    let routes = Family::BOTH.map(|family| KernelOp::LocalRoute(family, presence));
     policy.chain(routes).collect()
 }
 
+/// Whose rules `iptables-restore` writes; nf_tables has one table for both.
 const fn families(ipv6: bool) -> &'static [Family] {
     if ipv6 { &Family::BOTH } else { &[Family::V4] }
 }

@@ -5,9 +5,13 @@ use crate::ids::Family;
 /// One effect in one network namespace. Each is idempotent: what is there already, or gone already, is success.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KernelOp {
-    /// `ip rule fwmark 0x111/0xfff lookup 100 pref 32764`
+    /// `ip link set lo up`. ztunnel's listeners and the local route need it; it is not taken down again.
+    LoopbackUp,
+    /// `ip rule fwmark 0x111/0xfff lookup 100 pref 32764`. To be there includes that no rule before it sends packets
+    /// with exactly this mark elsewhere: such rules are removed.
     PolicyRule(Family, Presence),
-    /// `ip route local default dev lo table 100`. An IPv6 route that the namespace cannot have (IPv6 off on `lo`)
+    /// `ip route local default dev lo table 100`. To be there includes that it is the default route of that table
+    /// which is chosen: others that would be are removed. An IPv6 route that the namespace cannot have (IPv6 off on `lo`)
     /// is not an error.
     LocalRoute(Family, Presence),
     /// Forget every connection of the namespace, so that none is taken for one that was there before.

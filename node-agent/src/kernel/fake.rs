@@ -201,7 +201,10 @@ impl Content {
         match op {
             KernelOp::PolicyRule(_, presence) => self.policy_rule = *presence == Presence::Present,
             KernelOp::LocalRoute(_, presence) => self.local_route = *presence == Presence::Present,
-            KernelOp::FlushConntrack | KernelOp::ForgetDirect | KernelOp::RememberHalfClosed(_) => {}
+            KernelOp::LoopbackUp
+            | KernelOp::FlushConntrack
+            | KernelOp::ForgetDirect
+            | KernelOp::RememberHalfClosed(_) => {}
             KernelOp::ClearIptables => self.rules = None,
             KernelOp::NftBatch(batch) => batch.bytes.hash(&mut hasher),
             KernelOp::IptablesRestore(script) => script.text.hash(&mut hasher),

@@ -1,6 +1,6 @@
 //! Rules come, are replaced, and go.
 
-use crate::fixture::{Way, World, plan};
+use crate::fixture::{FAR4, FAR6, Way, World, plan};
 use sluice_agent::kernel::Kernel;
 use sluice_shared::ids::Family;
 use sluice_shared::lower::Step;
@@ -14,6 +14,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("equal_plans_have_equal_fingerprints_in_every_namespace", fingerprints),
     ("a_namespace_without_ipv6_is_enrolled_all_the_same", without_ipv6),
     ("routing_is_found_missing_and_put_back", routing),
+    ("without_ipv6_in_the_plan_nothing_counts_as_missing", ipv4_only),
+    ("somebody_elses_default_route_in_our_table_is_replaced", usurped_route),
+    ("a_rule_that_takes_our_mark_elsewhere_is_removed", usurped_rule),
+    ("loopback_is_brought_up_before_the_route", loopback_down),
     ("iptables_remains_of_another_variant_are_cleared", other_variant),
 ];
 
@@ -135,6 +139,99 @@ fn routing() {
     let op = [KernelOp::PolicyRule(Family::V4, Presence::Present)];
     world.kernel.run(&world.netns, &op).expect("add ours beside it");
     assert!(world.kernel.observe(&world.netns).expect("observe").policy_rule);
+}
+
+fn ipv4_only() {
+    for way in Way::ALL {
+        let world = World::new();
+        let before = world.pod.snapshot();
+        let plan = RedirectPlan { ipv6: false, ..plan() };
+        world.enroll(way, &plan);
+        assert_returns(&world, &format!("{way:?}"));
+        world.step(way, Step::Remove);
+        assert_eq!(world.pod.snapshot(), before, "{way:?}");
+    }
+}
+
+fn assert_returns(world: &World, when: &str) {
+    let seen = world.kernel.observe(&world.netns).expect("observe");
+    assert!(seen.policy_rule && seen.local_route, "{when}: {seen:?}");
+    for (family, far) in [("-4", FAR4), ("-6", FAR6)] {
+        let route = world.pod.ip(&format!("{family} route get {far} mark 0x111"));
+        assert!(route.contains("local") && route.contains("dev lo"), "{when}: {route}");
+    }
+}
+
+fn usurped_route() {
+    let world = World::new();
+    let plan = plan();
+    world.enroll(Way::Nftables, &plan);
+    for usurper in [
+        "-4 route replace local default dev eth0 table 100",
+        "-4 route replace default via 10.7.0.1 table 100",
+        "-4 route add default tos 0x10 via 10.7.0.1 table 100",
+        "-6 route replace local default dev eth0 table 100",
+        "-6 route replace default via fd07::1 dev eth0 table 100",
+        "-6 route add default via fd07::1 dev eth0 metric 5 table 100",
+        "-6 route add unreachable default metric 5 table 100",
+    ] {
+        world.pod.ip(usurper);
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        assert!(seen.policy_rule && !seen.local_route, "{usurper}: {seen:?}");
+        world.step(Way::Nftables, Step::Repair(&plan));
+        assert_returns(&world, usurper);
+        let tables = ["-4", "-6"].map(|family| world.pod.ip(&format!("{family} route show table 100")));
+        assert_eq!(tables.map(|table| table.lines().count()), [1, 1], "{usurper}");
+    }
+    // What is not chosen before ours, and what is about other networks, is left alone.
+    let harmless = [
+        "-4 route add default via 10.7.0.1 metric 9 table 100",
+        "-6 route add default via fd07::1 dev eth0 metric 2000 table 100",
+        "-4 route add 192.0.2.0/24 dev eth0 table 100",
+    ];
+    for other in harmless {
+        world.pod.ip(other);
+    }
+    assert_returns(&world, "beside others");
+    let before = world.pod.snapshot();
+    world.step(Way::Nftables, Step::Repair(&plan));
+    assert_eq!(world.pod.snapshot(), before);
+}
+
+fn usurped_rule() {
+    let world = World::new();
+    let plan = plan();
+    // A rule about other marks, or about one bit of many, has its own purpose.
+    world.pod.ip("-4 rule add fwmark 0x1/0x1 lookup main pref 90");
+    world.pod.ip("-4 rule add fwmark 0x222 lookup main pref 91");
+    world.enroll(Way::Nftables, &plan);
+    let before = world.pod.snapshot();
+    for usurper in [
+        "-4 rule add fwmark 0x111/0xfff lookup main pref 100",
+        "-6 rule add fwmark 0x111/0xfff lookup main pref 100",
+        "-4 rule add fwmark 0x111 blackhole pref 100",
+    ] {
+        world.pod.ip(usurper);
+        let seen = world.kernel.observe(&world.netns).expect("observe");
+        assert!(!seen.policy_rule && seen.local_route, "{usurper}: {seen:?}");
+        world.step(Way::Nftables, Step::Repair(&plan));
+        assert!(world.kernel.observe(&world.netns).expect("observe").policy_rule, "{usurper}");
+        assert_eq!(world.pod.snapshot(), before, "{usurper}");
+    }
+}
+
+fn loopback_down() {
+    for way in Way::ALL {
+        let world = World::new();
+        let plan = plan();
+        world.pod.ip("link set lo down");
+        world.enroll(way, &plan);
+        assert_returns(&world, "enrolled with lo down");
+        world.pod.ip("link set lo down");
+        assert!(!world.kernel.observe(&world.netns).expect("observe").local_route, "{way:?}");
+        world.step(way, Step::Repair(&plan));
+        assert_returns(&world, "repaired with lo down");
+    }
 }
 
 fn other_variant() {

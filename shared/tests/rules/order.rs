@@ -27,6 +27,7 @@ fn plan() -> RedirectPlan {
 fn names(ops: &[KernelOp]) -> Vec<String> {
     ops.iter()
         .map(|op| match op {
+            KernelOp::LoopbackUp => "lo up".to_owned(),
             KernelOp::PolicyRule(family, presence) => format!("rule {family} {presence:?}"),
             KernelOp::LocalRoute(family, presence) => format!("route {family} {presence:?}"),
             KernelOp::FlushConntrack => "flush conntrack".to_owned(),
@@ -39,7 +40,8 @@ fn names(ops: &[KernelOp]) -> Vec<String> {
         .collect()
 }
 
-const READY: [&str; 5] = [
+const READY: [&str; 6] = [
+    "lo up",
     "rule IPv4 Present",
     "rule IPv6 Present",
     "route IPv4 Present",
@@ -90,13 +92,15 @@ fn removal_takes_both_families_whatever_was_enrolled() {
 }
 
 #[test]
-fn without_ipv6_only_ipv4_is_set_up() {
+fn without_ipv6_only_ipv4_gets_rules_and_both_get_the_return_path() {
     let plan = RedirectPlan { ipv6: false, ..plan() };
-    let ops = lower(Backend::Iptables, Step::Enroll { plan: &plan, live: false });
-    assert_eq!(
-        names(&ops),
-        ["rule IPv4 Present", "route IPv4 Present", "half-closed Present", "clear iptables", "restore IPv4"]
-    );
+    for step in [Step::Enroll { plan: &plan, live: false }, Step::Repair(&plan)] {
+        let restored: Vec<String> = names(&lower(Backend::Iptables, step))
+            .into_iter()
+            .filter(|name| name != "clear iptables" && name != "forget direct")
+            .collect();
+        assert_eq!(restored, [&READY[..], &["restore IPv4"]].concat());
+    }
 }
 
 #[test]

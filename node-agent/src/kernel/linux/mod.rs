@@ -13,6 +13,7 @@ mod nft;
 mod probe;
 mod program;
 mod retiring;
+mod rivals;
 mod route;
 mod ruleset;
 mod scratch;
@@ -219,6 +220,7 @@ fn carry_out(ops: &[KernelOp], variant: Option<Variant>) -> Result<(), KernelErr
     let variant = variant.unwrap_or(Variant::Default);
     for op in ops {
         match op {
+            KernelOp::LoopbackUp => link::loopback_up(opened(&mut routing)?)?,
             KernelOp::PolicyRule(family, presence) => {
                 route::set_rule(opened(&mut routing)?, *family, *presence)?;
             }

@@ -2,7 +2,7 @@
 
 use super::iptables::Variant;
 use super::scratch::scratch;
-use super::{LinuxKernel, carry_out, link, observed_rules};
+use super::{LinuxKernel, carry_out, observed_rules};
 use crate::kernel::KernelError;
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::op::KernelOp;
@@ -88,7 +88,6 @@ fn try_plan(plan: &RedirectPlan, backend: Backend, variant: Option<Variant>) -> 
         detail: what.into(),
     };
     scratch(|| {
-        link::loopback_up()?;
         carry_out(&lower(backend, Step::Enroll { plan, live: true }), variant)?;
         if observed_rules()?.rules.is_none() {
             return Err(failed("no error was reported, but no rule is there"));

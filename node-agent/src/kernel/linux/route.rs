@@ -1,6 +1,7 @@
 //! The policy rule, the local route, and what the routing tables say: rtnetlink in the calling thread's namespace.
 
 use super::netlink::{Conversation, Kept, Refused, Request};
+use super::rivals;
 use crate::kernel::KernelError;
 use netlink_packet_core::{Emitable, Parseable};
 use netlink_packet_route::AddressFamily;
@@ -17,7 +18,7 @@ use std::fs;
 use std::net::IpAddr;
 
 /// The loopback interface is the first that a namespace gets (`net/core/dev.c`).
-const LOOPBACK_INDEX: u32 = 1;
+pub(super) const LOOPBACK_INDEX: u32 = 1;
 /// 1 when the calling thread's namespace has no IPv6 on `lo`; missing when the kernel has no IPv6 at all.
 const LO_DISABLE_IPV6: &str = "/proc/sys/net/ipv6/conf/lo/disable_ipv6";
 
@@ -26,7 +27,8 @@ pub(super) fn open() -> Result<Conversation, KernelError> {
     Ok(Conversation::open(NETLINK_ROUTE)?.strict())
 }
 
-/// Makes the rule `fwmark 0x111/0xfff lookup 100 pref 32764` be there or not.
+/// Makes the rule `fwmark 0x111/0xfff lookup 100 pref 32764` be there, with none before it that takes our mark
+/// elsewhere, or not be there.
 pub(super) fn set_rule(
     conversation: &mut Conversation,
     family: Family,
@@ -36,38 +38,46 @@ pub(super) fn set_rule(
         Presence::Present => (libc::RTM_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
         Presence::Absent => (libc::RTM_DELRULE, 0),
     };
+    let call = || format!("{} the {family} policy rule", verb(presence));
     let outcome = conversation.acknowledged(Request::new(kind, flags).fixed(&emitted(&our_rule(family))));
-    settle(outcome, family, presence)
-        .map_err(|refused| refused.during(format!("{} the {family} policy rule", verb(presence))))
+    settle(outcome, family, presence).map_err(|refused| refused.during(call()))?;
+    if presence == Presence::Present
+        && let Some(found) = policy_rules(conversation, family)?
+    {
+        rivals::remove_rules(conversation, &found).map_err(|refused| refused.during(call()))?;
+    }
+    Ok(())
 }
 
-/// Makes the route `local default dev lo table 100` be there or not.
+/// Makes the route `local default dev lo table 100` be there, in place of any other default route that would be chosen
+/// before it, or not be there.
 pub(super) fn set_route(
     conversation: &mut Conversation,
     family: Family,
     presence: Presence,
 ) -> Result<(), KernelError> {
     let (kind, flags) = match presence {
-        Presence::Present => (libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL),
+        Presence::Present if has_route(conversation, family)? => return Ok(()),
+        // With "replace" there is no moment at which packets with our mark find no route and leave by another table.
+        Presence::Present => (libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE),
         Presence::Absent => (libc::RTM_DELROUTE, 0),
     };
+    let call = || format!("{} the {family} local route (table {ROUTE_TABLE})", verb(presence));
     let outcome = conversation.acknowledged(Request::new(kind, flags).fixed(&emitted(&our_route(family))));
-    settle(outcome, family, presence).map_err(|refused| {
-        refused.during(format!("{} the {family} local route (table {ROUTE_TABLE})", verb(presence)))
-    })
+    settle(outcome, family, presence).map_err(|refused| refused.during(call()))?;
+    if presence == Presence::Present
+        && let Some(found) = routes_of_our_table(conversation, family)?
+    {
+        rivals::remove_routes(conversation, family, &found).map_err(|refused| refused.during(call()))?;
+    }
+    Ok(())
 }
 
-/// Whether the rule is there; where the namespace has no IPv6, the IPv6 one counts as there.
+/// Whether the rule is there and nothing comes before it; where the namespace has no IPv6, the IPv6 one counts as
+/// there.
 pub(super) fn has_rule(conversation: &mut Conversation, family: Family) -> Result<bool, KernelError> {
     let wanted = our_rule(family);
-    let mut question = RuleMessage::default();
-    question.header.family = wanted.header.family;
-    let dump = conversation.dump(&Request::new(libc::RTM_GETRULE, 0).fixed(&emitted(&question)));
-    let found = match dump {
-        Ok(found) => found,
-        Err(_) if without_ipv6(family) => return Ok(true),
-        Err(refused) => return Err(refused.during(format!("list the {family} policy rules"))),
-    };
+    let Some(found) = policy_rules(conversation, family)? else { return Ok(true) };
     let is_ours = |found: &RuleMessage| {
         found.header.family == wanted.header.family
             && found.header.action == RuleAction::ToTable
@@ -86,29 +96,44 @@ pub(super) fn has_rule(conversation: &mut Conversation, family: Family) -> Resul
                 )
             })
     };
-    Ok(parsed(&found).any(|rule: RuleMessage| is_ours(&rule)))
+    let there = parsed(&found).any(|rule: RuleMessage| is_ours(&rule));
+    Ok(there && rivals::rules(&found).next().is_none())
 }
 
-/// Whether the route is there; where the namespace has no IPv6 on `lo`, the IPv6 one counts as there.
+/// Whether the route is there and is the one that is chosen; where the namespace has no IPv6 on `lo`, the IPv6 one
+/// counts as there.
 pub(super) fn has_route(conversation: &mut Conversation, family: Family) -> Result<bool, KernelError> {
-    let wanted = our_route(family);
+    let found = routes_of_our_table(conversation, family)?;
+    Ok(found.is_none_or(|found| rivals::delivers(&found)) || without_ipv6(family))
+}
+
+/// The family's policy rules; `None` where the namespace has no IPv6.
+fn policy_rules(conversation: &mut Conversation, family: Family) -> Result<Option<Vec<Kept>>, KernelError> {
+    let mut question = RuleMessage::default();
+    question.header.family = address_family(family);
+    match conversation.dump(&Request::new(libc::RTM_GETRULE, 0).fixed(&emitted(&question))) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) if without_ipv6(family) => Ok(None),
+        Err(refused) => Err(refused.during(format!("list the {family} policy rules"))),
+    }
+}
+
+/// The routes of table 100, and where the kernel cannot choose, those of all tables; `None` where the namespace has no
+/// IPv6.
+fn routes_of_our_table(
+    conversation: &mut Conversation,
+    family: Family,
+) -> Result<Option<Vec<Kept>>, KernelError> {
     let mut question = RouteMessage::default();
-    question.header.address_family = wanted.header.address_family;
+    question.header.address_family = address_family(family);
     question.attributes.push(RouteAttribute::Table(ROUTE_TABLE));
-    let found = match conversation.dump(&Request::new(libc::RTM_GETROUTE, 0).fixed(&emitted(&question))) {
-        Ok(found) => found,
+    match conversation.dump(&Request::new(libc::RTM_GETROUTE, 0).fixed(&emitted(&question))) {
+        Ok(found) => Ok(Some(found)),
         // Asked strictly, a table that was never used is ENOENT.
-        Err(refused) if refused.errno() == Some(libc::ENOENT) => Vec::new(),
-        Err(_) if without_ipv6(family) => return Ok(true),
-        Err(refused) => return Err(refused.during(format!("list the {family} routes"))),
-    };
-    let there = parsed(&found).any(|route: RouteMessage| {
-        route.header.kind == RouteType::Local
-            && route.header.address_family == wanted.header.address_family
-            && route.header.destination_prefix_length == 0
-            && wanted.attributes.iter().all(|attribute| route.attributes.contains(attribute))
-    });
-    Ok(there || without_ipv6(family))
+        Err(refused) if refused.errno() == Some(libc::ENOENT) => Ok(Some(Vec::new())),
+        Err(_) if without_ipv6(family) => Ok(None),
+        Err(refused) => Err(refused.during(format!("list the {family} routes"))),
+    }
 }
 
 /// The addresses of the namespace's interfaces, loopback left out.
