@@ -17,7 +17,7 @@ use crate::source::file::FileSource;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
-use sluice_shared::admin::State;
+use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
 use std::collections::BTreeMap;
@@ -29,6 +29,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often every captured pod is looked at, whether or not a change was heard.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How long a stopping agent waits for its last word on who is in the mesh to be written.
+const LAST_WRITE_WITHIN: Duration = Duration::from_secs(2);
 /// How many events may wait for the reconciler; sources then wait, and with them the plugin's callers.
 const EVENTS: usize = 1024;
 
@@ -55,7 +57,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         .with_context(|| format!("stateDir {}", config.state_dir.display()))?;
     let registry = Arc::new(Registry::default());
     let trust = Arc::new(choices::trust(config, &pool, &journal));
-    let host = choices::probes(config, backend, &pool, &metrics).await?;
+    let remembered = journal.pods().unwrap_or_default();
+    let captured = choices::captured_before(&pool, remembered).await;
+    let host = choices::probes(config, backend, &pool, &metrics, captured).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
@@ -80,8 +84,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
     });
+    let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
-        tokio::spawn(hear(Arc::clone(&cx), hints));
+        tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
     }
     tokio::spawn(sweep(Arc::clone(&cx), config.kubelet_cgroup.clone()));
 
@@ -89,8 +94,14 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let Source::File(pods_file) = &config.source;
     let (file, problem) = FileSource::new(pods_file.clone(), metrics.clone());
     let from = format!("file {}", pods_file.display());
-    let view =
-        NodeView::new(Arc::clone(&cx), config.node_name.clone(), from, problem, backend_choice, drift_choice);
+    let view = NodeView::new(
+        Arc::clone(&cx),
+        config.node_name.clone(),
+        from,
+        problem,
+        backend_choice,
+        drift_watch_now,
+    );
     let admin = admin::Server::bind(&config.admin_socket, Arc::new(view)).context("adminSocket")?;
     let cni = CniSource::bind(&config.agent_socket, metrics.clone()).context("agentSocket")?;
     let health = Health::new(metrics.clone());
@@ -112,6 +123,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         tracing::warn!(%error, "the plugin's socket ended badly");
     }
     zds_server.close().await;
+    // What the plugin goes by from now on. Before the source has said everything there is nothing to wait for.
+    if *cx.synced.borrow()
+        && let Ok(Err(error)) = tokio::time::timeout(LAST_WRITE_WITHIN, cx.members.settled()).await
+    {
+        tracing::error!(error, "pods that start while no agent runs are judged by an old membership file");
+    }
     Ok(())
 }
 
@@ -126,8 +143,8 @@ fn settings(config: &Config, backend: Backend) -> Settings {
     }
 }
 
-/// Passes on what the drift watch hears, to the pod that it concerns.
-async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>) {
+/// Passes on what the drift watch hears, to the pod that it concerns. Says so in `choice` when the watch ends.
+async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>, choice: watch::Sender<Choice>) {
     while let Some(hint) = hints.recv().await {
         match hint {
             Hint::Pod(netns) => {
@@ -142,7 +159,9 @@ async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>) {
             }
         }
     }
-    tracing::error!("the drift watch has ended; the sweep goes on");
+    let because = "the drift watch has ended: see the agent's log; a restart of the agent starts it anew";
+    tracing::error!(because, "no change can be heard any more: captured pods are looked at once a second");
+    choice.send_replace(Choice { chosen: "sweep".into(), because: because.into() });
 }
 
 /// Looks at every captured pod, at the host's table and for the kubelet's cgroup, once a [`SWEEP`].

@@ -2,7 +2,7 @@
 //! carries its reason, for `sluicectl status`.
 
 use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, ProbesChoice};
-use crate::journal::Journal;
+use crate::journal::{Journal, Sandbox};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::linux::watch::Watch;
 use crate::kernel::{Hint, KernelError, Pool, WatchHandle};
@@ -12,9 +12,11 @@ use anyhow::Context as _;
 use sluice_shared::admin::Choice;
 use sluice_shared::enroll::Overrides;
 use sluice_shared::host::HostPlan;
+use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, Stage};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -64,7 +66,19 @@ pub(super) fn trust(config: &Config, pool: &Arc<Pool>, journal: &Journal) -> Tru
     }
 }
 
-/// The probe strategy.
+/// The pods that a former run captured and that are still there, with their addresses: their probes pass from the start,
+/// not only when each has been looked at.
+pub(super) async fn captured_before(pool: &Pool, remembered: Vec<Sandbox>) -> BTreeMap<PodUid, Vec<IpAddr>> {
+    let found = pool.run(move |kernel| {
+        let there = |pod: &Sandbox| kernel.open(&pod.path).is_ok_and(|netns| netns.id() == pod.netns);
+        let captured = remembered.into_iter().filter(|pod| pod.redirected && there(pod));
+        Ok(captured.map(|pod| (pod.uid, pod.ips)).collect())
+    });
+    found.await.unwrap_or_default()
+}
+
+/// The probe strategy. `pods` are in the host's table from the start, where there is one. A former run's table goes
+/// where there is none.
 ///
 /// # Errors
 /// When the one that the configuration insists on does not work.
@@ -73,6 +87,7 @@ pub(super) async fn probes(
     backend: Backend,
     pool: &Arc<Pool>,
     metrics: &Metrics,
+    pods: BTreeMap<PodUid, Vec<IpAddr>>,
 ) -> anyhow::Result<HostTable> {
     let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
     let chosen = match config.probes {
@@ -80,11 +95,11 @@ pub(super) async fn probes(
             HostTable::closed(Arc::clone(pool), backend, metrics.clone(), "chosen by the configuration")
         }
         ProbesChoice::Source => table("chosen by the configuration"),
-        ProbesChoice::Snat => snat(config, backend, pool, metrics, "chosen by the configuration")
+        ProbesChoice::Snat => snat(config, backend, pool, metrics, pods, "chosen by the configuration")
             .await
             .context("probes: snat does not work on this node; auto would take another strategy")?,
         ProbesChoice::Auto => {
-            match snat(config, backend, pool, metrics, "the host takes the rules that it needs").await {
+            match snat(config, backend, pool, metrics, pods, "the host takes the rules that it needs").await {
                 Ok(table) => table,
                 Err(error) => table(&format!("snat does not work here: {error:#}")),
             }
@@ -92,6 +107,9 @@ pub(super) async fn probes(
     };
     let Choice { chosen: strategy, because } = chosen.choice();
     tracing::info!(strategy, because, "probe strategy chosen");
+    if strategy != "snat" {
+        chosen.remove().await;
+    }
     Ok(chosen)
 }
 
@@ -100,15 +118,12 @@ async fn snat(
     backend: Backend,
     pool: &Arc<Pool>,
     metrics: &Metrics,
+    pods: BTreeMap<PodUid, Vec<IpAddr>>,
     because: &str,
 ) -> anyhow::Result<HostTable> {
     let kubelet = find_kubelet(pool, &config.kubelet_cgroup).await?;
-    let plan = HostPlan {
-        kubelet,
-        source_v4: config.probe_source_v4,
-        source_v6: config.probe_source_v6,
-        pods: BTreeMap::new(),
-    };
+    let plan =
+        HostPlan { kubelet, source_v4: config.probe_source_v4, source_v6: config.probe_source_v6, pods };
     let table = HostTable::snat(Arc::clone(pool), backend, metrics.clone(), plan, because).await;
     table.context("the host refuses the rules")
 }
@@ -147,5 +162,42 @@ pub(super) fn drift_watch(
         }
         Ok(deaf) => sweep(deaf.hearing.reason),
         Err(error) => sweep(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::fake::RecordingKernel;
+    use sluice_shared::ids::{NetnsId, PodRef};
+
+    #[tokio::test]
+    async fn probes_pass_from_the_start_to_captured_pods_that_are_still_there() {
+        let kernel = RecordingKernel::default();
+        let pool = Pool::new(Arc::new(kernel.clone()), Some(1)).unwrap();
+        let remembered = |uid: &str, netns: NetnsId, redirected: bool| Sandbox {
+            uid: PodUid::new(uid).unwrap(),
+            pod: PodRef::new("demo", uid),
+            service_account: None,
+            attachment: None,
+            path: format!("/run/netns/{uid}").into(),
+            netns,
+            ips: vec!["10.0.0.2".parse().unwrap()],
+            redirected,
+        };
+        let [captured, outside, reused] =
+            ["captured", "outside", "reused"].map(|name| kernel.netns_at(format!("/run/netns/{name}")));
+        let another = NetnsId { inode: reused.inode + 100, ..reused };
+        let found = captured_before(
+            &pool,
+            vec![
+                remembered("captured", captured, true),
+                remembered("outside", outside, false),
+                remembered("reused", another, true),
+                remembered("gone", another, true),
+            ],
+        );
+        let uid = PodUid::new("captured").unwrap();
+        assert_eq!(found.await, BTreeMap::from([(uid, vec!["10.0.0.2".parse().unwrap()])]));
     }
 }

@@ -4,6 +4,7 @@
 //! observation shows, and the ops of [`Step::Remove`] leave nothing behind.
 
 use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::NetnsId;
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::op::{KernelOp, Presence};
@@ -218,7 +219,9 @@ impl Content {
 
 fn removes(ops: &[KernelOp]) -> bool {
     !ops.is_empty()
-        && [Backend::Nftables, Backend::Iptables].iter().any(|backend| lower(*backend, Step::Remove) == ops)
+        && [Backend::Nftables, Backend::Iptables].into_iter().any(|backend| {
+            lower(backend, Step::Remove) == ops || host::lower(backend, HostStep::Remove) == ops
+        })
 }
 
 impl Kernel for RecordingKernel {

@@ -1,6 +1,9 @@
 //! How the kubelet's probes get into captured pods on this node, and the host's table where that needs one.
 //!
 //! A strategy is chosen once, by trying; a host that refuses rules (EPERM) is an answer, not an error.
+//!
+//! Pods come and go at once, and a commit writes and reads back the whole table. So what the table should say is noted
+//! first, and one commit at a time puts in force whatever has been noted until then: the others find theirs done.
 
 use crate::kernel::{Fingerprint, KernelError, Pool};
 use crate::metrics::{DriftObject, KernelStep, Metrics};
@@ -10,8 +13,8 @@ use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{CgroupRef, ProbeDoor};
 use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Mutex;
 
 /// The node's probe strategy, at work.
@@ -29,13 +32,24 @@ enum Strategy {
     /// By the node's own addresses.
     Source,
     /// By the host's table.
-    Snat(Box<Mutex<Snat>>),
+    Snat(Box<Snat>),
 }
 
 struct Snat {
+    source_v4: Ipv4Addr,
+    source_v6: Ipv6Addr,
+    wanted: std::sync::Mutex<Wanted>,
+    /// What the kernel showed after the last commit; `None` when that failed. Locked by whoever commits.
+    committed: Mutex<Option<Fingerprint>>,
+}
+
+/// What the table should say.
+struct Wanted {
     plan: HostPlan,
-    /// What the kernel showed after the last commit; `None` when that failed.
-    committed: Option<Fingerprint>,
+    /// Counts the plan's changes.
+    revision: u64,
+    /// The last revision that a commit included, whether or not it went well: a failed one is the next look's to mend.
+    tried: u64,
 }
 
 impl HostTable {
@@ -53,8 +67,8 @@ impl HostTable {
         Self { kernel, backend, metrics, choice, strategy: Strategy::Source }
     }
 
-    /// Probes pass by the source that the host's table gives to the kubelet's connections. The table is installed,
-    /// empty of pods, to see whether the host lets it.
+    /// Probes pass by the source that the host's table gives to the kubelet's connections. The table is installed, with
+    /// the pods that `plan` knows from before a restart, to see whether the host lets it.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -65,11 +79,16 @@ impl HostTable {
         plan: HostPlan,
         because: &str,
     ) -> Result<Self, KernelError> {
-        let committed = install(&kernel, backend, &plan).await?;
+        let committed = write(&kernel, backend, plan.clone(), None).await?;
         let because = format!("{because}; the kubelet is the cgroup /{}", plan.kubelet.path);
         let choice = Choice { chosen: "snat".into(), because };
-        let strategy = Strategy::Snat(Box::new(Mutex::new(Snat { plan, committed })));
-        Ok(Self { kernel, backend, metrics, choice, strategy })
+        let snat = Snat {
+            source_v4: plan.source_v4,
+            source_v6: plan.source_v6,
+            wanted: std::sync::Mutex::new(Wanted { plan, revision: 0, tried: 0 }),
+            committed: Mutex::new(committed),
+        };
+        Ok(Self { kernel, backend, metrics, choice, strategy: Strategy::Snat(Box::new(snat)) })
     }
 
     /// What was chosen, and why.
@@ -82,10 +101,7 @@ impl HostTable {
     pub async fn door(&self, ips: &[IpAddr], probe_ports: &[u16]) -> ProbeDoor {
         match &self.strategy {
             Strategy::None => ProbeDoor::Closed,
-            Strategy::Snat(snat) => {
-                let snat = snat.lock().await;
-                ProbeDoor::Snat { v4: snat.plan.source_v4, v6: snat.plan.source_v6 }
-            }
+            Strategy::Snat(snat) => ProbeDoor::Snat { v4: snat.source_v4, v6: snat.source_v6 },
             Strategy::Source if probe_ports.is_empty() => ProbeDoor::Closed,
             Strategy::Source => {
                 let ips = ips.to_vec();
@@ -100,82 +116,141 @@ impl HostTable {
 
     /// The pod is captured: its probes pass from now on.
     pub async fn admit(&self, uid: &PodUid, ips: &[IpAddr]) {
-        let Strategy::Snat(snat) = &self.strategy else { return };
-        let mut snat = snat.lock().await;
-        if snat.plan.pods.get(uid).is_some_and(|known| known == ips) && snat.committed.is_some() {
-            return;
-        }
-        // An address has one owner: the pod that has it now.
-        for others in snat.plan.pods.values_mut() {
-            others.retain(|ip| !ips.contains(ip));
-        }
-        snat.plan.pods.insert(uid.clone(), ips.to_vec());
-        self.commit(&mut snat).await;
+        self.change(|plan| {
+            if plan.pods.get(uid).is_some_and(|known| known == ips) {
+                return false;
+            }
+            // An address has one owner: the pod that has it now.
+            for others in plan.pods.values_mut() {
+                others.retain(|ip| !ips.contains(ip));
+            }
+            plan.pods.insert(uid.clone(), ips.to_vec());
+            true
+        })
+        .await;
     }
 
     /// The pod is gone, or no longer captured.
     pub async fn dismiss(&self, uid: &PodUid) {
-        let Strategy::Snat(snat) = &self.strategy else { return };
-        let mut snat = snat.lock().await;
-        if snat.plan.pods.remove(uid).is_some() {
-            self.commit(&mut snat).await;
-        }
+        self.change(|plan| plan.pods.remove(uid).is_some()).await;
     }
 
     /// Looks whether the table is as committed, and whether `kubelet` is still the kubelet's cgroup: a kubelet that
     /// restarts may get a new one, which the old rule does not match. Puts right what is not.
     pub async fn look(&self, kubelet: Option<CgroupRef>) {
         let Strategy::Snat(snat) = &self.strategy else { return };
-        let mut snat = snat.lock().await;
-        let moved = kubelet.filter(|cgroup| *cgroup != snat.plan.kubelet);
-        if let Some(cgroup) = moved {
-            tracing::info!(path = cgroup.path, id = cgroup.id, "the kubelet's cgroup is another one now");
-            snat.plan.kubelet = cgroup;
-            self.commit(&mut snat).await;
+        if let Some(cgroup) = kubelet {
+            self.change(|plan| {
+                let moved = plan.kubelet != cgroup;
+                if moved {
+                    tracing::info!(
+                        path = cgroup.path,
+                        id = cgroup.id,
+                        "the kubelet's cgroup is another one now"
+                    );
+                    plan.kubelet = cgroup;
+                }
+                moved
+            })
+            .await;
+        }
+        let mut committed = snat.committed.lock().await;
+        let Ok(seen) = self.kernel.run(crate::kernel::Kernel::observe_host).await else { return };
+        if seen.is_some() && seen == *committed {
             return;
         }
-        let seen = self.kernel.run(crate::kernel::Kernel::observe_host).await;
-        if let Ok(seen) = seen
-            && (seen.is_none() || seen != snat.committed)
-        {
+        // A commit that failed before is no drift, and has been told.
+        let drifted = committed.is_some();
+        if drifted {
             tracing::warn!("the host's table was changed; being put right");
-            self.commit(&mut snat).await;
+        }
+        self.commit(snat, &mut committed).await;
+        if drifted && committed.is_some() {
             self.metrics.drift_repaired(DriftObject::HostTable);
         }
     }
 
-    /// Takes the host's table away (the strategy is no longer in use, or the product leaves).
+    /// Takes away whatever table of ours is in the host's namespace, by either backend: a former run's, whose strategy
+    /// is no longer in use. A host that refuses is told of, and no error.
     pub async fn remove(&self) {
-        if let Strategy::Snat(_) = &self.strategy {
-            let ops = host::lower(self.backend, HostStep::Remove);
-            if let Err(error) = self.kernel.run(move |kernel| kernel.run_host(&ops)).await {
-                tracing::warn!(%error, "the host's table could not be removed");
+        let others =
+            [Backend::Nftables, Backend::Iptables].into_iter().filter(|other| *other != self.backend);
+        for backend in std::iter::once(self.backend).chain(others) {
+            let ops = host::lower(backend, HostStep::Remove);
+            let removed = self.kernel.run(move |kernel| {
+                // On most nodes there is nothing, and nothing is written on the host.
+                let there = kernel.observe_host()?.is_some();
+                if there { kernel.run_host(&ops).map(|()| true) } else { Ok(false) }
+            });
+            match removed.await {
+                Ok(true) => tracing::info!(%backend, "a former run's table on the host is removed"),
+                Ok(false) => return,
+                Err(error) => tracing::warn!(%error, %backend,
+                    "a former run's table on the host could not be removed: it goes on giving the kubelet's connections \
+                     to pods that were captured then another source address"),
             }
         }
     }
 
-    async fn commit(&self, snat: &mut Snat) {
-        match install(&self.kernel, self.backend, &snat.plan).await {
-            Ok(committed) => snat.committed = committed,
+    /// Notes a change of the plan, and waits until a commit has included it. `change` says whether there is one.
+    async fn change(&self, change: impl FnOnce(&mut HostPlan) -> bool) {
+        let Strategy::Snat(snat) = &self.strategy else { return };
+        let revision = {
+            let mut wanted = snat.wanted();
+            if change(&mut wanted.plan) {
+                wanted.revision += 1;
+            } else if wanted.tried >= wanted.revision {
+                return;
+            }
+            wanted.revision
+        };
+        let mut committed = snat.committed.lock().await;
+        if snat.wanted().tried < revision {
+            self.commit(snat, &mut committed).await;
+        }
+    }
+
+    /// Puts in force whatever is wanted by now.
+    async fn commit(&self, snat: &Snat, committed: &mut Option<Fingerprint>) {
+        let (plan, revision) = {
+            let wanted = snat.wanted();
+            (wanted.plan.clone(), wanted.revision)
+        };
+        *committed = match write(&self.kernel, self.backend, plan, *committed).await {
+            Ok(seen) => seen,
             Err(error) => {
                 self.metrics.kernel_error(KernelStep::Host);
-                tracing::error!(%error, "the host's table could not be written: kubelet probes of new pods are captured");
-                snat.committed = None;
+                tracing::error!(%error, "the host's table could not be written: kubelet probes of new pods are captured; tried again within a second");
+                None
             }
-        }
+        };
+        snat.wanted().tried = revision;
     }
 }
 
-async fn install(
+impl Snat {
+    fn wanted(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes the table and reads it back. Where it is as we left it (`before`), it is replaced; anything else is cleaned up
+/// and built anew, which with iptables leaves a moment without the door.
+async fn write(
     kernel: &Pool,
     backend: Backend,
-    plan: &HostPlan,
+    plan: HostPlan,
+    before: Option<Fingerprint>,
 ) -> Result<Option<Fingerprint>, KernelError> {
-    let ops = host::lower(backend, HostStep::Install(plan));
     kernel
         .run(move |kernel| {
-            kernel.run_host(&ops)?;
+            let ours = before.is_some() && kernel.observe_host()? == before;
+            let step = if ours { HostStep::Replace(&plan) } else { HostStep::Install(&plan) };
+            kernel.run_host(&host::lower(backend, step))?;
             kernel.observe_host()
         })
         .await
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,6 +190,7 @@ impl PodTask {
             }
             Ok(_) | Err(_) => {
                 tracing::info!(pod = %sandbox.pod, uid = %sandbox.uid, "a pod of the journal is gone");
+                self.cx.host.dismiss(&sandbox.uid).await;
                 if let Err(error) = self.cx.journal.forget(&sandbox.uid) {
                     tracing::warn!(uid = %sandbox.uid, %error, "a journal file could not be removed");
                 }

@@ -14,11 +14,11 @@ pub struct NodeView {
     source: String,
     problem: watch::Receiver<Option<String>>,
     backend: Choice,
-    drift_watch: Choice,
+    drift_watch: watch::Receiver<Choice>,
 }
 
 impl NodeView {
-    /// A view of what `cx` joins; the choices were made at the start.
+    /// A view of what `cx` joins. The backend was chosen at the start; the drift watch may end later.
     #[must_use]
     pub fn new(
         cx: Arc<Context>,
@@ -26,7 +26,7 @@ impl NodeView {
         source: String,
         problem: watch::Receiver<Option<String>>,
         backend: Choice,
-        drift_watch: Choice,
+        drift_watch: watch::Receiver<Choice>,
     ) -> Self {
         Self { cx, node_name, source, problem, backend, drift_watch }
     }
@@ -53,7 +53,7 @@ impl View for NodeView {
             backend: self.backend.clone(),
             probes: self.cx.host.choice().clone(),
             mark_guard: self.cx.trust.choice(),
-            drift_watch: self.drift_watch.clone(),
+            drift_watch: self.drift_watch.borrow().clone(),
             ztunnels: self.ztunnels(),
             pods: self.cx.registry.showings().into_iter().map(|showing| showing.status).collect(),
         }

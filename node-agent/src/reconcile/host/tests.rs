@@ -1,0 +1,136 @@
+use super::*;
+use crate::kernel::fake::{Place, RecordingKernel};
+use sluice_shared::op::KernelOp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+fn plan() -> HostPlan {
+    HostPlan {
+        kubelet: CgroupRef { level: 2, id: 7, path: "system.slice/kubelet.service".into() },
+        source_v4: "169.254.7.127".parse().unwrap(),
+        source_v6: "fd16:9254:7127:1337::1".parse().unwrap(),
+        pods: BTreeMap::new(),
+    }
+}
+
+fn pool(kernel: &RecordingKernel) -> Arc<Pool> {
+    Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap())
+}
+
+async fn table(kernel: &RecordingKernel, backend: Backend) -> HostTable {
+    HostTable::snat(pool(kernel), backend, Metrics::new(), plan(), "a test").await.unwrap()
+}
+
+fn uid(number: usize) -> PodUid {
+    PodUid::new(format!("u{number}")).unwrap()
+}
+
+fn ip(number: usize) -> IpAddr {
+    IpAddr::from([10, 0, (number / 256) as u8, (number % 256) as u8])
+}
+
+/// Whether the last thing that was done on the host put exactly these pods in force.
+fn in_force(kernel: &RecordingKernel, step: fn(&HostPlan) -> HostStep<'_>, pods: &[usize]) -> bool {
+    let pods = pods.iter().map(|number| (uid(*number), vec![ip(*number)])).collect();
+    let expected = host::lower(Backend::Nftables, step(&HostPlan { pods, ..plan() }));
+    kernel.log().last().is_some_and(|(place, ops)| *place == Place::Host && *ops == expected)
+}
+
+#[tokio::test]
+async fn pods_of_a_former_run_are_in_the_first_table() {
+    let kernel = RecordingKernel::default();
+    let plan = HostPlan { pods: BTreeMap::from([(uid(1), vec![ip(1)])]), ..plan() };
+    let table =
+        HostTable::snat(pool(&kernel), Backend::Nftables, Metrics::new(), plan, "a test").await.unwrap();
+    assert!(in_force(&kernel, |plan| HostStep::Install(plan), &[1]));
+    table.admit(&uid(1), &[ip(1)]).await;
+    assert_eq!(kernel.log().len(), 1, "a pod that is in the table already costs nothing");
+    table.dismiss(&uid(1)).await;
+    assert!(in_force(&kernel, |plan| HostStep::Replace(plan), &[]));
+}
+
+#[tokio::test]
+async fn pods_that_come_at_once_share_commits() {
+    let kernel = RecordingKernel::default();
+    let table = Arc::new(table(&kernel, Backend::Nftables).await);
+    drop(kernel.take_log());
+    kernel.set_delay(Duration::from_millis(100));
+    let admits: Vec<_> = (0..200)
+        .map(|number| {
+            let table = Arc::clone(&table);
+            tokio::spawn(async move { table.admit(&uid(number), &[ip(number)]).await })
+        })
+        .collect();
+    for admit in admits {
+        admit.await.unwrap();
+    }
+    assert!(in_force(&kernel, |plan| HostStep::Replace(plan), &Vec::from_iter(0..200)));
+    assert!(kernel.log().len() < 20, "{} commits for 200 pods", kernel.log().len());
+}
+
+#[tokio::test]
+async fn an_address_has_one_owner() {
+    let kernel = RecordingKernel::default();
+    let table = table(&kernel, Backend::Nftables).await;
+    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(2), &[ip(1)]).await;
+    let pods = BTreeMap::from([(uid(1), vec![]), (uid(2), vec![ip(1)])]);
+    let expected = host::lower(Backend::Nftables, HostStep::Replace(&HostPlan { pods, ..plan() }));
+    assert_eq!(kernel.log().last().unwrap().1, expected);
+}
+
+#[tokio::test]
+async fn the_door_stays_while_the_table_is_ours_and_is_rebuilt_when_it_is_not() {
+    let kernel = RecordingKernel::default();
+    let table = table(&kernel, Backend::Iptables).await;
+    let clears = |kernel: &RecordingKernel| {
+        let log = kernel.take_log();
+        assert_eq!(log.len(), 1, "{log:?}");
+        log[0].1.contains(&KernelOp::ClearIptables)
+    };
+    assert!(clears(&kernel));
+    table.admit(&uid(1), &[ip(1)]).await;
+    assert!(!clears(&kernel));
+    table.look(Some(CgroupRef { id: 8, ..plan().kubelet })).await;
+    assert!(!clears(&kernel), "the kubelet has another cgroup");
+    kernel.tamper_rules(Place::Host, Some(Fingerprint(1)));
+    table.admit(&uid(2), &[ip(2)]).await;
+    assert!(clears(&kernel), "somebody has changed the table since");
+    kernel.tamper_rules(Place::Host, None);
+    table.look(None).await;
+    assert!(clears(&kernel), "somebody has taken the table away");
+    assert!(table.metrics.render().contains("host_table\"} 1"));
+}
+
+#[tokio::test]
+async fn a_commit_that_failed_is_the_next_looks() {
+    let kernel = RecordingKernel::default();
+    let table = table(&kernel, Backend::Nftables).await;
+    kernel.fail_next(Place::Host, libc::ENOBUFS);
+    table.admit(&uid(1), &[ip(1)]).await;
+    drop(kernel.take_log());
+    table.admit(&uid(1), &[ip(1)]).await;
+    assert!(kernel.log().is_empty(), "its pods do not try, every one of them");
+    table.look(None).await;
+    assert!(in_force(&kernel, |plan| HostStep::Install(plan), &[1]));
+    table.look(None).await;
+    assert_eq!(kernel.log().len(), 1);
+    assert!(!table.metrics.render().contains("host_table"), "no drift");
+}
+
+#[tokio::test]
+async fn a_former_runs_table_goes_and_a_host_without_one_is_left_alone() {
+    let kernel = RecordingKernel::default();
+    table(&kernel, Backend::Nftables).await;
+    drop(kernel.take_log());
+    let later = HostTable::source(pool(&kernel), Backend::Nftables, Metrics::new(), "a test");
+    kernel.fail_next(Place::Host, libc::EPERM);
+    kernel.fail_next(Place::Host, libc::EPERM);
+    later.remove().await;
+    assert!(later.kernel.run(crate::kernel::Kernel::observe_host).await.unwrap().is_some(), "it was refused");
+    later.remove().await;
+    assert_eq!(later.kernel.run(crate::kernel::Kernel::observe_host).await.unwrap(), None);
+    drop(kernel.take_log());
+    later.remove().await;
+    assert!(kernel.log().is_empty());
+}
