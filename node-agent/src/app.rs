@@ -10,7 +10,7 @@ use crate::kernel::linux::LinuxKernel;
 use crate::kernel::{Hint, Kernel, Pool};
 use crate::metrics::Metrics;
 use crate::reconcile::{
-    Context, Members, Message, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
+    Context, Members, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
 };
 use crate::source::cni::CniSource;
 use crate::source::file::FileSource;
@@ -147,14 +147,10 @@ fn settings(config: &Config, backend: Backend) -> Settings {
 async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>, choice: watch::Sender<Choice>) {
     while let Some(hint) = hints.recv().await {
         match hint {
-            Hint::Pod(netns) => {
-                for uid in cx.registry.holders(netns) {
-                    cx.registry.send_existing(&uid, Message::Look);
-                }
-            }
+            Hint::Pod(netns) => cx.registry.look(Some(netns)),
             Hint::Host => cx.host.look(None).await,
             Hint::Everything => {
-                cx.registry.broadcast(|| Message::Look);
+                cx.registry.look(None);
                 cx.host.look(None).await;
             }
         }
@@ -170,7 +166,7 @@ async fn sweep(cx: Arc<Context>, kubelet: crate::config::KubeletCgroup) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        cx.registry.broadcast(|| Message::Look);
+        cx.registry.look(None);
         cx.host.look(choices::find_kubelet(&cx.kernel, &kubelet).await.ok()).await;
     }
 }

@@ -10,6 +10,7 @@ use sluice_shared::admin::{PodStatus, State};
 use sluice_shared::enroll::{Overrides, Reason};
 use sluice_shared::ids::{NetnsId, PodUid};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 
@@ -24,6 +25,8 @@ pub struct Entry {
     /// Whose.
     pub uid: PodUid,
     mailbox: mpsc::UnboundedSender<Message>,
+    /// Whether a [`Message::Look`] is on its way: one is enough, however often something changes.
+    look_pending: AtomicBool,
     showing: Mutex<Showing>,
 }
 
@@ -53,7 +56,7 @@ impl Registry {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let _ = mailbox.send(message);
         let showing = Mutex::new(Showing { status: unknown(uid), handed: None });
-        let entry = Arc::new(Entry { uid: uid.clone(), mailbox, showing });
+        let entry = Arc::new(Entry { uid: uid.clone(), mailbox, look_pending: AtomicBool::new(false), showing });
         pods.insert(uid.clone(), Arc::clone(&entry));
         spawn(entry, messages);
     }
@@ -73,6 +76,16 @@ impl Registry {
         for entry in self.lock().values() {
             if wanted(&entry.showing().status) {
                 let _ = entry.mailbox.send(message());
+            }
+        }
+    }
+
+    /// Has the pods that hold this namespace look at it; all pods, for `None`.
+    pub fn look(&self, netns: Option<NetnsId>) {
+        for entry in self.lock().values() {
+            let concerned = netns.is_none() || entry.showing().status.netns == netns;
+            if concerned && !entry.look_pending.swap(true, Ordering::AcqRel) {
+                let _ = entry.mailbox.send(Message::Look);
             }
         }
     }
@@ -142,6 +155,11 @@ impl Registry {
 }
 
 impl Entry {
+    /// The pod's task is about to look: what changes from here on wants another one.
+    pub fn looking(&self) {
+        self.look_pending.store(false, Ordering::Release);
+    }
+
     /// What the pod last showed.
     pub fn showing(&self) -> MutexGuard<'_, Showing> {
         self.showing.lock().unwrap_or_else(PoisonError::into_inner)

@@ -4,6 +4,7 @@
 //! after: until ztunnel listens in it, its connections keep the path they have.
 
 use super::pod::{Grip, PodTask, Redirected};
+use super::verify::Handover;
 use super::{Message, Whereabouts, share_an_address, sockets};
 use crate::journal::Sandbox;
 use crate::kernel::{KernelError, Netns};
@@ -15,8 +16,9 @@ use sluice_shared::enroll::{Overrides, Verdict};
 use sluice_shared::ids::PodRef;
 use sluice_shared::lower::{self, Step};
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::{self, Older, RedirectPlan, Stage};
+use sluice_shared::plan::{self, Flow, Older, RedirectPlan, Stage};
 use sluice_shared::wire::{Attachment, Reply};
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +41,10 @@ impl PodTask {
                 outcome: "outside: not the attachment that carries the pod's address".into(),
             };
         }
-        self.take_sandbox(attachment.clone(), &netns).await;
+        if !self.take_sandbox(attachment.clone(), &netns, deadline).await {
+            let why = "its network namespace is still held by another pod, which is slow to let go of it";
+            return refusal(code::TRY_AGAIN_LATER, &attachment, why);
+        }
         let reply = if self.knows_enough() {
             match self.verdict() {
                 Verdict::Outside(reason) => {
@@ -78,18 +83,27 @@ impl PodTask {
         })
     }
 
-    /// Makes the new sandbox the pod's, and lets go of what held its namespace, or this pod, before.
-    async fn take_sandbox(&mut self, attachment: Attachment, netns: &Arc<Netns>) {
+    /// Makes the new sandbox the pod's, and lets go of what held its namespace, or this pod, before. `false` when that
+    /// was not to be had in time.
+    async fn take_sandbox(
+        &mut self,
+        attachment: Attachment,
+        netns: &Arc<Netns>,
+        deadline: Instant,
+    ) -> bool {
         if self.netns_id().is_some_and(|id| id != netns.id()) {
             self.release("a new sandbox took its place").await;
         }
         // ztunnel must never serve one namespace under two uids: it would mix their identities.
         for other in self.cx.registry.holders(netns.id()).into_iter().filter(|uid| *uid != self.entry.uid) {
             let (done, wait) = oneshot::channel();
-            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done)) {
-                let _ = wait.await;
+            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done))
+                && tokio::time::timeout_at(deadline, wait).await.is_err()
+            {
+                return false;
             }
         }
+        self.released = None;
         let service_account = self.facts.as_ref().map(|facts| facts.service_account.clone());
         self.sandbox = Some(Sandbox {
             uid: self.entry.uid.clone(),
@@ -101,6 +115,7 @@ impl PodTask {
             ips: attachment.ips,
             redirected: false,
         });
+        true
     }
 
     /// Rules, then ztunnel, then the answer.
@@ -123,7 +138,7 @@ impl PodTask {
             return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
         }
         self.retry_at_once();
-        self.confirm().await;
+        self.confirm(Handover::Leave).await;
         match self.entry.showing().status.clone() {
             status if status.state == State::Enabled => Ok(()),
             status => Err((code::TRY_AGAIN_LATER, status.reason)),
@@ -163,29 +178,35 @@ impl PodTask {
         };
         match result {
             Ok(()) => {
+                self.unfinished = None;
                 self.remember(true);
-                self.confirm().await;
+                self.confirm(Handover::Try).await;
             }
-            Err(why) => self.pending(why),
+            Err(why) if matches!(self.grip, Grip::None) => self.pending(why),
+            Err(why) => self.unfinished(why),
         }
     }
 
     /// Rules of ours are there already: a predecessor of this agent put them in. They are replaced, in one
-    /// transaction, by today's, and keep the connections that they kept.
+    /// transaction, by today's, and keep the connections that they kept. One that ended in the middle of enrolling the pod
+    /// had not got as far as the journal, nor to saying which those are: then they are listed now.
     async fn reclaim(
         &mut self,
         netns: &Arc<Netns>,
         overrides: &Overrides,
-        kept: std::collections::BTreeSet<plan::Flow>,
+        kept: BTreeSet<Flow>,
     ) -> Result<(), String> {
         self.hand(self.workload(netns));
-        let older = if kept.is_empty() { Older::None } else { Older::Kept(kept) };
+        let finished = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.redirected);
+        let older = match finished {
+            true if kept.is_empty() => Older::None,
+            true => Older::Kept(kept),
+            false => Older::AnyMidStream,
+        };
         let plan = self.plan(overrides, Stage::Redirect(older)).await;
-        self.replace(netns, plan)
-            .await
-            .map_err(|error| format!("its rules could not be renewed: {error}"))?;
+        self.replace(netns, plan).await.map_err(|error| format!("its rules could not be renewed: {error}"))?;
         self.follow(netns);
-        Ok(())
+        self.narrow().await.map_err(|error| format!("its older connections could not be listed: {error}"))
     }
 
     /// ztunnel first, then the rules, then the rules narrowed to the connections that were there.
@@ -249,6 +270,10 @@ impl PodTask {
                 let found = netns.id();
                 self.forget_sandbox_of_source();
                 return Err(format!("{} was {id} and is {found} now: not the pod's", path.display()));
+            }
+            // DEL has let go of it; a path that is not gone yet does not bring it back.
+            None if self.released == Some(netns.id()) => {
+                return Err(format!("{} is what DEL let go of", path.display()));
             }
             None => {}
         }
@@ -348,14 +373,51 @@ impl PodTask {
         Ok(())
     }
 
-    /// Hands the pod over to ztunnel and waits for its word.
+    /// Hands the pod over to ztunnel and waits for its word. Meanwhile a new ztunnel's marks get to be trusted, whoever
+    /// asks is told, and the sandbox's end ends the wait; everything else is next.
     pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
         let Some(workload) = self.workload(netns) else { return Ok(()) };
         let began = Instant::now();
-        let peer = self.cx.ztunnel.add(workload, deadline).await?;
+        let ztunnel = self.cx.ztunnel.clone();
+        let mut answer = std::pin::pin!(async move { ztunnel.add(workload, deadline).await });
+        let peer = loop {
+            let message = tokio::select! {
+                answer = &mut answer => break answer?,
+                message = self.messages.recv() => message,
+            };
+            match message {
+                Some(Message::Resettle(done)) => {
+                    self.follow_trust(netns).await;
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                }
+                Some(Message::Inspect(reply)) => {
+                    let _ = reply.send(self.entry.showing().status.clone());
+                }
+                Some(over @ (Message::Del { .. } | Message::Yield(..))) => {
+                    self.deferred.push_back(over);
+                    return Err(AddError::Withdrawn);
+                }
+                Some(other) => self.deferred.push_back(other),
+                None => return Err(AddError::Withdrawn),
+            }
+        };
         self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
         self.acked_by.insert(peer.connection);
         Ok(())
+    }
+
+    /// Brings guard and hold of the plan in force up to date; the rest of it waits for the step that is under way.
+    async fn follow_trust(&mut self, netns: &Arc<Netns>) {
+        let Grip::Redirected(held) = &self.grip else { return };
+        let (guard, hold) = (self.cx.trust.guard(), *self.cx.hold.borrow());
+        let wanted = RedirectPlan { guard, hold, ..held.plan.clone() };
+        if wanted != held.plan
+            && let Err(error) = self.replace(netns, wanted).await
+        {
+            tracing::warn!(uid = %self.entry.uid, %error, "a new ztunnel's marks are not trusted in the pod yet");
+        }
     }
 
     /// A pod that was leaving, and is wanted again: what is direct now stays direct, what begins is captured.
@@ -372,8 +434,8 @@ impl PodTask {
             Err(error) => Err(error),
         };
         match result {
-            Ok(()) => self.confirm().await,
-            Err(error) => self.pending(format!("its rules could not be put back: {error}")),
+            Ok(()) => self.confirm(Handover::Try).await,
+            Err(error) => self.unfinished(format!("its rules could not be put back: {error}")),
         }
     }
 }

@@ -99,6 +99,7 @@ impl PodTask {
             return self.retry_later();
         }
         self.grip = Grip::None;
+        self.unfinished = None;
         self.remember(false);
         self.retry_at_once();
         self.show(State::Outside, reason.to_owned());
@@ -115,7 +116,10 @@ impl PodTask {
                 tracing::debug!(uid = %self.entry.uid, %error, "rules are left to die with their namespace");
             }
         }
+        self.entry.showing().status.netns = None;
+        self.unfinished = None;
         if let Some(sandbox) = self.sandbox.take() {
+            self.released = Some(sandbox.netns);
             tracing::debug!(pod = %sandbox.pod, uid = %sandbox.uid, why, "sandbox released");
         }
         if let Err(error) = self.cx.journal.forget(&self.entry.uid) {
@@ -123,6 +127,7 @@ impl PodTask {
         }
         self.grip = Grip::None;
         self.acked_by.clear();
+        self.forget_last_facts();
         self.retry_at_once();
     }
 

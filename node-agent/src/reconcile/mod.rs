@@ -241,7 +241,10 @@ impl Reconciler {
                 self.cx.synced.send_replace(true);
                 self.cx.registry.broadcast(|| Message::Resettle(None));
                 for (attachment, netns, reply) in std::mem::take(&mut self.early) {
-                    self.add(attachment, netns, reply);
+                    // Whoever no longer waits has given its sandbox up; the runtime tries again with another.
+                    if !reply.is_closed() {
+                        self.add(attachment, netns, reply);
+                    }
                 }
             }
             Event::Cni(call) => self.cni(call),
@@ -251,7 +254,9 @@ impl Reconciler {
     fn namespace(&mut self, name: &str, facts: Option<&NamespaceFacts>) {
         self.cx.namespaces.set(name, facts.cloned());
         self.cx.members.namespace(name, facts, &self.cx.settings.policy);
-        self.cx.registry.broadcast_to(|pod| pod.namespace == name, || Message::Resettle(None));
+        // A pod whose task has not shown anything yet may be of this namespace, too.
+        let concerned = |pod: &PodStatus| pod.namespace == name || pod.namespace.is_empty();
+        self.cx.registry.broadcast_to(concerned, || Message::Resettle(None));
     }
 
     fn cni(&mut self, call: CniCall) {
@@ -289,6 +294,7 @@ impl Reconciler {
         let namespace = attachment.pod.as_ref().map_or("", |pod| pod.namespace.as_str());
         let must_wait = matches!(self.cx.members.without_source(namespace), Fallback::Wait(_));
         if must_wait && !*self.cx.synced.borrow() {
+            self.early.retain(|(_, _, reply)| !reply.is_closed());
             self.early.push((attachment, netns, reply));
             return;
         }

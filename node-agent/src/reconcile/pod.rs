@@ -16,7 +16,7 @@ use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::NetnsId;
 use sluice_shared::plan::RedirectPlan;
 use sluice_shared::wire::{Attachment, Reply};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -30,16 +30,26 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 pub(super) struct PodTask {
     pub(super) cx: Arc<Context>,
     pub(super) entry: Arc<Entry>,
-    messages: mpsc::UnboundedReceiver<Message>,
-    /// What the source shows.
+    pub(super) messages: mpsc::UnboundedReceiver<Message>,
+    /// Messages that came while a step was waiting for ztunnel: they are next.
+    pub(super) deferred: VecDeque<Message>,
+    /// What the source shows, or showed last.
     pub(super) facts: Option<Box<PodFacts>>,
+    /// Whether the source shows the pod no longer. Its facts hold until its sandbox goes: containers may still run.
+    facts_are_last: bool,
     /// How to reach the namespace, as ADD vouched for it or as the source's path was verified.
     pub(super) sandbox: Option<Sandbox>,
     /// What of ours is in the namespace.
     pub(super) grip: Grip,
+    /// Why the plan in force is not yet the wanted one, if a step towards it failed.
+    pub(super) unfinished: Option<String>,
+    /// The namespace that DEL let go of. A path that the source names may lead to it for a while; it is not taken back.
+    pub(super) released: Option<NetnsId>,
     /// The connections whose ztunnel acknowledged the pod.
     pub(super) acked_by: BTreeSet<u64>,
     pub(super) drift_repairs: u64,
+    pub(super) repaired: Option<Instant>,
+    pub(super) pruned: Option<Instant>,
     /// Since when ztunnel, though connected, has not listened in the pod.
     pub(super) listeners_missing_since: Option<Instant>,
     /// When to look again by itself, if at all.
@@ -83,11 +93,17 @@ impl PodTask {
             cx,
             entry,
             messages,
+            deferred: VecDeque::new(),
             facts: None,
+            facts_are_last: false,
             sandbox: None,
             grip: Grip::None,
+            unfinished: None,
+            released: None,
             acked_by: BTreeSet::new(),
             drift_repairs: 0,
+            repaired: None,
+            pruned: None,
             listeners_missing_since: None,
             wake: None,
             retry: RETRY_MIN,
@@ -97,6 +113,9 @@ impl PodTask {
     /// Takes messages until nothing is left to know or to do about the pod.
     pub(super) async fn run(mut self) {
         loop {
+            while let Some(message) = self.deferred.pop_front() {
+                self.take(message).await;
+            }
             let wake = self.wake;
             let sleep = async move {
                 match wake {
@@ -114,7 +133,7 @@ impl PodTask {
                     self.settle().await;
                 }
             }
-            if self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
+            if self.deferred.is_empty() && self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
                 return;
             }
         }
@@ -127,7 +146,7 @@ impl PodTask {
     async fn take(&mut self, message: Message) {
         match message {
             Message::Facts(facts) => {
-                self.facts = facts;
+                self.learn(facts);
                 self.retry_at_once();
                 self.settle().await;
             }
@@ -143,6 +162,8 @@ impl PodTask {
                     let _ = done.send(());
                 }
             }
+            // Whoever no longer waits has given its sandbox up.
+            Message::Add { reply, .. } if reply.is_closed() => {}
             Message::Add { attachment, netns, deadline, reply } => {
                 let answer = self.add(attachment, netns, deadline).await;
                 let _ = reply.send(answer);
@@ -156,7 +177,10 @@ impl PodTask {
                     self.settle().await;
                 }
             }
-            Message::Look => self.look().await,
+            Message::Look => {
+                self.entry.looking();
+                self.look().await;
+            }
             Message::Answered { connection, answer } => self.answered(connection, answer).await,
             Message::Disconnected(connection) => {
                 if self.acked_by.remove(&connection) && self.acked_by.is_empty() {
@@ -177,6 +201,23 @@ impl PodTask {
         }
     }
 
+    /// What the source says of the pod. A pod that it no longer shows keeps its last facts as long as its sandbox: judged
+    /// by less, one that had opted out could be taken in.
+    fn learn(&mut self, facts: Option<Box<PodFacts>>) {
+        let vouched = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_some());
+        self.facts_are_last = facts.is_none();
+        if facts.is_some() || !vouched {
+            self.facts = facts;
+        }
+    }
+
+    /// The sandbox is gone: so are facts that nobody shows any more.
+    pub(super) fn forget_last_facts(&mut self) {
+        if self.facts_are_last {
+            self.facts = None;
+        }
+    }
+
     /// The journal knows the pod. If it was redirected and its namespace is still there, ztunnel keeps serving it, even
     /// before any source has spoken: a snapshot without it would tear it down.
     async fn recall(&mut self, sandbox: Sandbox) {
@@ -187,6 +228,11 @@ impl PodTask {
                 if redirected {
                     self.hand(self.workload(&Arc::new(netns)));
                 }
+            }
+            // Too many open files, say: the pod is there, and is looked for again.
+            Err(error) if sandbox.path.exists() => {
+                tracing::warn!(pod = %sandbox.pod, uid = %sandbox.uid, %error, "a pod of the journal cannot be opened yet");
+                self.sandbox.get_or_insert(sandbox);
             }
             Ok(_) | Err(_) => {
                 tracing::info!(pod = %sandbox.pod, uid = %sandbox.uid, "a pod of the journal is gone");
@@ -328,16 +374,26 @@ impl PodTask {
         std::mem::replace(&mut self.entry.showing().handed, workload).is_some()
     }
 
-    /// Tries again later, each time twice as late.
+    /// Tries again later, each time twice as late. A time that is set already stands: the sweep, which fails each second
+    /// for the same reason, must not put it off.
     pub(super) fn retry_later(&mut self) {
-        self.wake = Some(Instant::now() + self.retry);
-        self.retry = (self.retry * 2).min(RETRY_MAX);
+        let now = Instant::now();
+        if self.wake.is_none_or(|at| at <= now) {
+            self.wake = Some(now + self.retry);
+            self.retry = (self.retry * 2).min(RETRY_MAX);
+        }
     }
 
     /// Something has changed: the next failure waits the shortest time again.
     pub(super) fn retry_at_once(&mut self) {
         self.retry = RETRY_MIN;
         self.wake = None;
+    }
+
+    /// A step towards the wanted plan failed: until it succeeds the pod is not what it should be, whatever is in force.
+    pub(super) fn unfinished(&mut self, why: String) {
+        self.unfinished = Some(why.clone());
+        self.pending(why);
     }
 
     /// Not captured, and why; tried again later.

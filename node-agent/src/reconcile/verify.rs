@@ -3,7 +3,8 @@
 
 use super::pod::{Grip, PodTask};
 use super::sockets;
-use crate::kernel::Observation;
+use crate::zds;
+use crate::kernel::{Netns, Observation};
 use crate::metrics::{DriftObject, KernelStep};
 use sluice_shared::admin::{Check, PodStatus, State};
 use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
@@ -19,12 +20,26 @@ const PRUNE_EVERY: Duration = Duration::from_secs(10);
 /// How long ztunnel's listeners may be missing, with ztunnel connected, before it is told of the pod anew: it may be
 /// about to answer.
 const LISTENERS_MISSING: Duration = Duration::from_millis(500);
+/// The least time between two repairs of one pod: somebody in it who takes rules away in a loop must not keep the agent
+/// from the others.
+const REPAIR_PAUSE: Duration = Duration::from_millis(200);
+/// How long a pod that ztunnel has not acknowledged may take to be handed over anew.
+const HANDOVER: Duration = Duration::from_secs(6);
+
+/// What to do about a pod that no ztunnel has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handover {
+    /// Hand it over, if a ztunnel is there.
+    Try,
+    /// Only say so.
+    Leave,
+}
 
 impl PodTask {
-    /// A redirected pod that is to stay so: its plan follows what it depends on, and is confirmed.
+    /// A redirected pod that is to stay so: its plan, and what ztunnel knows of it, follow what they depend on.
     pub(super) async fn keep(&mut self, overrides: &Overrides) {
         if let Err(error) = self.narrow().await {
-            return self.pending(format!("its older connections could not be listed: {error}"));
+            return self.unfinished(format!("its older connections could not be listed: {error}"));
         }
         let Grip::Redirected(held) = &self.grip else { return };
         let (netns, in_force) = (Arc::clone(&held.netns), held.plan.clone());
@@ -33,16 +48,41 @@ impl PodTask {
             && let Err(error) = self.replace(&netns, wanted).await
         {
             self.cx.metrics.kernel_error(KernelStep::Replace);
-            return self.pending(format!("its rules could not be replaced: {error}"));
+            return self.unfinished(format!("its rules could not be replaced: {error}"));
         }
-        self.confirm().await;
+        self.unfinished = None;
+        self.rename(&netns).await;
+        self.confirm(Handover::Try).await;
+    }
+
+    /// ztunnel ignores other names for a pod that it serves, and finds no workload by the wrong ones: it lets go first.
+    async fn rename(&mut self, netns: &Arc<Netns>) {
+        let Some(wanted) = self.workload(netns) else { return };
+        let handed = self.entry.showing().handed.clone();
+        let same = |handed: &zds::Workload| {
+            (&handed.name, &handed.namespace, &handed.service_account)
+                == (&wanted.name, &wanted.namespace, &wanted.service_account)
+        };
+        if handed.as_ref().is_none_or(same) {
+            return;
+        }
+        tracing::info!(uid = %self.entry.uid, service_account = wanted.service_account, "the pod is handed over by its right name");
+        if let Some(sandbox) = &mut self.sandbox {
+            sandbox.service_account = Some(wanted.service_account.clone());
+        }
+        self.remember(true);
+        self.hand(None);
+        self.cx.ztunnel.del(&self.entry.uid).await;
+        self.acked_by.clear();
+        self.hand(Some(wanted));
     }
 
     /// Looks, and says what the pod is.
-    pub(super) async fn confirm(&mut self) {
+    pub(super) async fn confirm(&mut self, handover: Handover) {
         let (Grip::Redirected(held), Verdict::InMesh { .. }) = (&self.grip, self.verdict()) else { return };
-        let (netns, before) = (Arc::clone(&held.netns), held.seen.clone());
-        let seen = match self.cx.kernel.run(move |kernel| kernel.observe_since(&netns, &before)).await {
+        let netns = Arc::clone(&held.netns);
+        let (looked_at, before) = (Arc::clone(&netns), held.seen.clone());
+        let seen = match self.cx.kernel.run(move |kernel| kernel.observe_since(&looked_at, &before)).await {
             Ok(seen) => seen,
             Err(error) => {
                 self.cx.metrics.kernel_error(KernelStep::Observe);
@@ -55,10 +95,13 @@ impl PodTask {
         if let Some((object, what)) = self.drift(&seen) {
             return self.repair(object, what).await;
         }
-        if self.acked_by.is_empty() {
-            // Its snapshot, or the server's own second try, brings the answer: nothing to do but to look again.
-            return self
-                .pending("waiting for ztunnel: none that is connected has acknowledged the pod".into());
+        if let Some(why) = &self.unfinished {
+            return self.show(State::Pending, why.clone());
+        }
+        if self.acked_by.is_empty()
+            && let Err(why) = self.acknowledged(&netns, handover).await
+        {
+            return self.pending(why);
         }
         let missing = self.missing_listeners(&seen);
         if !missing.is_empty() {
@@ -68,7 +111,27 @@ impl PodTask {
         self.cx.host.admit(&self.entry.uid, &self.ips()).await;
         self.retry_at_once();
         self.show(State::Enabled, "captured".into());
-        self.prune_later();
+    }
+
+    /// No connection is known to have acknowledged the pod. One may have all the same; else it is asked, or said why not.
+    async fn acknowledged(&mut self, netns: &Arc<Netns>, handover: Handover) -> Result<(), String> {
+        let known = self.cx.ztunnel.state(&self.entry.uid);
+        if !known.acked_by.is_empty() {
+            self.acked_by.extend(known.acked_by);
+            return Ok(());
+        }
+        if let Some(nack) = known.last_nack {
+            return Err(format!("ztunnel refused the pod: {nack}"));
+        }
+        if !*self.cx.ztunnel.any_ready().borrow() {
+            return Err("waiting for ztunnel: none is connected".into());
+        }
+        if handover == Handover::Leave {
+            return Err("waiting for ztunnel: none that is connected has acknowledged the pod".into());
+        }
+        self.hand(self.workload(netns));
+        let result = self.hand_over(netns, Instant::now() + HANDOVER).await;
+        result.map_err(|error| format!("waiting for ztunnel: {error}"))
     }
 
     /// Something may have changed in the namespace: look, and put right what has.
@@ -77,7 +140,7 @@ impl PodTask {
             Grip::None => {}
             Grip::Redirected(_) => {
                 self.prune().await;
-                self.confirm().await;
+                self.confirm(Handover::Leave).await;
             }
             Grip::Draining { .. } => {
                 self.mend_drain().await;
@@ -128,36 +191,24 @@ impl PodTask {
     async fn repair(&mut self, object: DriftObject, what: &str) {
         let Grip::Redirected(held) = &self.grip else { return };
         self.show(State::Drifted, format!("{what}; being put right"));
+        if let Some(last) = self.repaired.filter(|last| last.elapsed() < REPAIR_PAUSE) {
+            self.wake = Some(last + REPAIR_PAUSE);
+            return;
+        }
+        self.repaired = Some(Instant::now());
         let (netns, plan) = (Arc::clone(&held.netns), held.plan.clone());
         let ops = lower::lower(self.cx.settings.backend, Step::Repair(&plan));
         match self.apply(&netns, plan, ops).await {
             Ok(()) => {
                 self.count_repair(object, what);
-                self.settle_after_repair().await;
+                // The next look says whether it holds.
+                self.wake = Some(Instant::now());
             }
             Err(error) => {
                 self.cx.metrics.kernel_error(KernelStep::Replace);
                 self.show(State::Drifted, format!("{what}; it could not be put right: {error}"));
                 self.retry_later();
             }
-        }
-    }
-
-    /// After a repair the pod is enabled again only if everything holds; a second drift at once waits for the next look.
-    async fn settle_after_repair(&mut self) {
-        let Grip::Redirected(held) = &self.grip else { return };
-        let netns = Arc::clone(&held.netns);
-        match self.cx.kernel.run(move |kernel| kernel.observe(&netns)).await {
-            Ok(seen) if self.drift(&seen).is_none() => {
-                if self.acked_by.is_empty() || !self.missing_listeners(&seen).is_empty() {
-                    self.pending("rules put right; waiting for ztunnel".into());
-                } else {
-                    self.retry_at_once();
-                    self.show(State::Enabled, "captured".into());
-                    self.prune_later();
-                }
-            }
-            _ => self.retry_later(),
         }
     }
 
@@ -195,12 +246,6 @@ impl PodTask {
         }
     }
 
-    fn prune_later(&mut self) {
-        if self.kept().is_some() {
-            self.wake = Some(Instant::now() + PRUNE_EVERY);
-        }
-    }
-
     fn kept(&self) -> Option<&std::collections::BTreeSet<sluice_shared::plan::Flow>> {
         match &self.grip {
             Grip::Redirected(held) => match &held.plan.stage {
@@ -213,7 +258,11 @@ impl PodTask {
 
     /// Lets go of the kept connections whose sockets are gone: a tuple that stays could one day be reused.
     async fn prune(&mut self) {
+        if self.pruned.is_some_and(|last| last.elapsed() < PRUNE_EVERY) {
+            return;
+        }
         let Some(kept) = self.kept().cloned() else { return };
+        self.pruned = Some(Instant::now());
         let Grip::Redirected(held) = &self.grip else { return };
         let (netns, plan) = (Arc::clone(&held.netns), held.plan.clone());
         let listed = Arc::clone(&netns);

@@ -10,6 +10,7 @@ use sluice_shared::admin::Choice;
 use sluice_shared::ids::PodUid;
 use sluice_shared::plan::{CgroupRef, Hold, MarkGuard};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -109,6 +110,10 @@ impl Trust {
                     tracing::warn!(%error, "the trusted cgroups cannot be remembered over a restart of the agent");
                 }
                 state.guard = MarkGuard::Cgroups(trusted);
+            }
+            // One that is dead already sends nothing: no reason to trust anybody.
+            Err(error) if pid > 0 && !Path::new(&format!("/proc/{pid}")).exists() => {
+                tracing::info!(pid, %error, "a ztunnel died before its cgroup was read");
             }
             Err(error) => state.open(&format!("ztunnel's cgroup (pid {pid}) is not to be had: {error}")),
         }

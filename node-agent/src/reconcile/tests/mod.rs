@@ -126,11 +126,11 @@ async fn drift_is_put_right_and_counted() {
     drop(agent.kernel.take_log());
     for (count, rules) in [(1, None), (2, Some(Fingerprint(7)))] {
         agent.kernel.tamper_rules(Place::Pod(id), rules);
-        agent.cx.registry.broadcast(|| Message::Look);
+        agent.cx.registry.look(None);
         eventually("it is repaired", || agent.cx.registry.showings()[0].status.drift_repairs == count).await;
     }
     agent.kernel.tamper_routing(id);
-    agent.cx.registry.broadcast(|| Message::Look);
+    agent.cx.registry.look(None);
     eventually("it is repaired", || agent.cx.registry.showings()[0].status.drift_repairs == 3).await;
     let plan = planned(Stage::Redirect(Older::None));
     let repair = lower(Backend::Nftables, Step::Repair(&plan));
@@ -152,7 +152,7 @@ async fn a_pod_is_not_enabled_while_ztunnel_is_away_or_does_not_listen() {
     agent.becomes("u1", State::Enabled).await;
     // Its listeners vanish though it is connected: it is told anew.
     agent.kernel.set_listening(id, []);
-    agent.cx.registry.broadcast(|| Message::Look);
+    agent.cx.registry.look(None);
     agent.becomes("u1", State::Pending).await;
     eventually("ztunnel is told anew", || ztunnel.told().ends_with(&["del u1".into(), "add u1".into()]))
         .await;
@@ -298,4 +298,112 @@ async fn an_annotation_changes_a_live_pods_rules_at_once() {
     plan.capture_dns = false;
     let wanted = lower(Backend::Nftables, Step::Replace(&plan));
     eventually("the rules are replaced", || agent.ran(id).last() == Some(&wanted)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_handed_over_by_a_wrong_name_is_handed_over_anew() {
+    let agent = start().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let ztunnel = agent.ztunnel().await;
+    agent.sandbox("u1");
+    // ADD says no service account; ztunnel would keep the guess for good.
+    agent.add("u1", "u1").await;
+    agent.events.send(Event::Pod(Box::new(pod("u1", None)))).await.unwrap();
+    eventually("it is handed over anew", || {
+        ztunnel.told() == ["snapshot", "add u1", "del u1", "add u1"].map(String::from)
+    })
+    .await;
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_plan_could_not_be_replaced_is_not_enabled() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    for _ in 0..3 {
+        agent.kernel.fail_next(Place::Pod(id), libc::ENOMEM);
+    }
+    let mut facts = pod("u1", Some("/run/netns/u1".into()));
+    facts.annotations.insert("ambient.istio.io/dns-capture".into(), "false".into());
+    agent.events.send(Event::Pod(Box::new(facts))).await.unwrap();
+    agent.becomes("u1", State::Pending).await;
+    agent.cx.registry.look(None);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (state, why) = agent.state("u1").unwrap();
+    assert!(state == State::Pending && why.contains("could not be replaced"), "{state}: {why}");
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn del_ends_an_add_that_waits_for_ztunnel() {
+    let agent = start().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.sandbox("u1");
+    let (added, deleted) = tokio::join!(agent.add("u1", "u1"), async {
+        eventually("its rules are in", || !agent.kernel.log().is_empty()).await;
+        agent.cni(Verb::Del(attachment("u1")), None).await
+    });
+    assert!(matches!(added, Reply::Error { .. }), "{added:?}");
+    assert_eq!(deleted, Reply::Ok { outcome: "released".into() });
+    eventually("it is forgotten", || agent.state("u1").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_had_opted_out_stays_out_when_the_source_drops_it_first() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    let mut facts = pod("u1", None);
+    facts.labels.insert("istio.io/dataplane-mode".into(), "none".into());
+    agent.events.send(Event::Pod(Box::new(facts))).await.unwrap();
+    agent.synced().await;
+    agent.sandbox("u1");
+    agent.add("u1", "u1").await;
+    agent.events.send(Event::PodGone(PodUid::new("u1").unwrap())).await.unwrap();
+    agent.namespace("demo", Some("ambient")).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(agent.state("u1").unwrap().0, State::Outside);
+    assert_eq!(ztunnel.told(), ["snapshot"]);
+    agent.cni(Verb::Del(attachment("u1")), None).await;
+    eventually("it is forgotten", || agent.state("u1").is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolment_that_was_cut_short_is_finished() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.kernel.tamper_rules(Place::Pod(id), Some(Fingerprint(7)));
+    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0, cgroup: None }]);
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let narrowed = planned(Stage::Redirect(Older::Kept([flow].into())));
+    let wanted = lower(Backend::Nftables, Step::Replace(&narrowed));
+    eventually("the rules are narrowed", || agent.ran(id).contains(&wanted)).await;
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_who_takes_rules_away_in_a_loop_keeps_nobody_busy() {
+    let agent = start().await;
+    let _ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    drop(agent.kernel.take_log());
+    for _ in 0..100 {
+        agent.kernel.tamper_rules(Place::Pod(id), None);
+        agent.cx.registry.look(Some(id));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!((1..50).contains(&agent.ran(id).len()), "{} repairs", agent.ran(id).len());
+    agent.becomes("u1", State::Enabled).await;
 }
