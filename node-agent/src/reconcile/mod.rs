@@ -104,6 +104,8 @@ pub enum Message {
     /// What was remembered of the pod from before a restart. Answered when it is part of ztunnel's snapshot, or found
     /// not to be there any more.
     Remembered(Sandbox, oneshot::Sender<()>),
+    /// The source has shown everything that was there at the start; what concerns the pod is before this in its mailbox.
+    Synced,
     /// Something that the pod's plan depends on has changed. Answered when the pod has acted on it.
     Resettle(Option<oneshot::Sender<()>>),
     /// The plugin: a sandbox was made.
@@ -239,7 +241,7 @@ impl Reconciler {
             Event::Synced => {
                 self.cx.members.synced();
                 self.cx.synced.send_replace(true);
-                self.cx.registry.broadcast(|| Message::Resettle(None));
+                self.cx.registry.broadcast(|| Message::Synced);
                 for (attachment, netns, reply) in std::mem::take(&mut self.early) {
                     // Whoever no longer waits has given its sandbox up; the runtime tries again with another.
                     if !reply.is_closed() {

@@ -30,6 +30,9 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 pub(super) struct PodTask {
     pub(super) cx: Arc<Context>,
     pub(super) entry: Arc<Entry>,
+    /// Whether everything that the source showed at the start has come through this mailbox: the shared flag is set while
+    /// it may still be on its way.
+    told_all: bool,
     pub(super) messages: mpsc::UnboundedReceiver<Message>,
     /// Messages that came while a step was waiting for ztunnel: they are next.
     pub(super) deferred: VecDeque<Message>,
@@ -89,10 +92,12 @@ impl PodTask {
         entry: Arc<Entry>,
         messages: mpsc::UnboundedReceiver<Message>,
     ) -> Self {
+        let told_all = *cx.synced.borrow();
         Self {
             cx,
             entry,
             messages,
+            told_all,
             deferred: VecDeque::new(),
             facts: None,
             facts_are_last: false,
@@ -116,6 +121,9 @@ impl PodTask {
             while let Some(message) = self.deferred.pop_front() {
                 self.take(message).await;
             }
+            if self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
+                return;
+            }
             let wake = self.wake;
             let sleep = async move {
                 match wake {
@@ -132,9 +140,6 @@ impl PodTask {
                     self.wake = None;
                     self.settle().await;
                 }
-            }
-            if self.deferred.is_empty() && self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
-                return;
             }
         }
     }
@@ -153,6 +158,11 @@ impl PodTask {
             Message::Remembered(sandbox, done) => {
                 self.recall(sandbox).await;
                 let _ = done.send(());
+                self.settle().await;
+            }
+            Message::Synced => {
+                self.told_all = true;
+                self.retry_at_once();
                 self.settle().await;
             }
             Message::Resettle(done) => {
@@ -267,7 +277,7 @@ impl PodTask {
     /// Whether the pod can be judged: the source shows it, or has shown everything there is.
     pub(super) fn knows_enough(&self) -> bool {
         let shown = self.facts.as_ref().is_some_and(|facts| self.cx.namespace(&facts.namespace).is_some());
-        shown || *self.cx.synced.borrow()
+        shown || self.told_all
     }
 
     /// What the pod should be.
