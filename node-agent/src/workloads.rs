@@ -56,7 +56,8 @@ impl Registry {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let _ = mailbox.send(message);
         let showing = Mutex::new(Showing { status: unknown(uid), handed: None });
-        let entry = Arc::new(Entry { uid: uid.clone(), mailbox, look_pending: AtomicBool::new(false), showing });
+        let entry =
+            Arc::new(Entry { uid: uid.clone(), mailbox, look_pending: AtomicBool::new(false), showing });
         pods.insert(uid.clone(), Arc::clone(&entry));
         spawn(entry, messages);
     }

@@ -85,12 +85,7 @@ impl PodTask {
 
     /// Makes the new sandbox the pod's, and lets go of what held its namespace, or this pod, before. `false` when that
     /// was not to be had in time.
-    async fn take_sandbox(
-        &mut self,
-        attachment: Attachment,
-        netns: &Arc<Netns>,
-        deadline: Instant,
-    ) -> bool {
+    async fn take_sandbox(&mut self, attachment: Attachment, netns: &Arc<Netns>, deadline: Instant) -> bool {
         if self.netns_id().is_some_and(|id| id != netns.id()) {
             self.release("a new sandbox took its place").await;
         }
@@ -133,6 +128,11 @@ impl PodTask {
             (code::REDIRECT_FAILED, format!("its rules could not be installed: {error}"))
         })?;
         self.remember(true);
+        if Instant::now() >= deadline {
+            let why = "the kernel was slow to take its rules, and no time was left to ask ztunnel".to_owned();
+            self.pending(why.clone());
+            return Err((code::TRY_AGAIN_LATER, why));
+        }
         if let Err(error) = self.hand_over(netns, deadline).await {
             self.pending(format!("waiting for ztunnel: {error}"));
             return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
@@ -204,7 +204,9 @@ impl PodTask {
             false => Older::AnyMidStream,
         };
         let plan = self.plan(overrides, Stage::Redirect(older)).await;
-        self.replace(netns, plan).await.map_err(|error| format!("its rules could not be renewed: {error}"))?;
+        self.replace(netns, plan)
+            .await
+            .map_err(|error| format!("its rules could not be renewed: {error}"))?;
         self.follow(netns);
         self.narrow().await.map_err(|error| format!("its older connections could not be listed: {error}"))
     }

@@ -3,9 +3,9 @@
 
 use super::pod::{Grip, PodTask};
 use super::sockets;
-use crate::zds;
 use crate::kernel::{Netns, Observation};
 use crate::metrics::{DriftObject, KernelStep};
+use crate::zds;
 use sluice_shared::admin::{Check, PodStatus, State};
 use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
 use sluice_shared::enroll::{Overrides, Verdict};
