@@ -7,7 +7,7 @@ use sluice_e2e::lab::cni::{CniError, NetworkList};
 use sluice_e2e::lab::eventually;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::{Pod, PodSpec};
-use sluice_e2e::lab::scene::{MESH, Member, Scene};
+use sluice_e2e::lab::scene::{BACKENDS, MESH, Member, Scene};
 use sluice_e2e::lab::suite::{self, test};
 use sluice_e2e::lab::topology::{Plan, Primary};
 use sluice_shared::admin::State;
@@ -17,12 +17,15 @@ use std::time::Duration;
 fn main() {
     let mut tests = vec![
         test("chained_after_a_bridge_with_four_plugins", after_a_bridge),
-        test("del_succeeds_whatever_is_missing", del),
         test("check_status_and_gc_ask_the_agent", check_status_gc),
         test("twenty_adds_at_once", twenty),
         test("a_wrong_netns_is_refused", wrong_netns),
         test("a_pod_that_comes_again_is_the_new_one", comes_again),
     ];
+    for backend in BACKENDS {
+        let name = format!("{backend}::del_succeeds_whatever_is_missing_and_leaves_nothing");
+        tests.push(test(name, move |outer: &Outer| del(outer, backend)));
+    }
     for version in VERSIONS {
         tests.push(test(format!("prev_result_of_{version}_is_passed_on"), move |outer: &Outer| {
             passed_on(outer, version)
@@ -32,8 +35,12 @@ fn main() {
 }
 
 fn scene(outer: &Outer, name: &str, plan: &Plan) -> Result<Scene> {
+    scene_with(outer, name, plan, &json!({}))
+}
+
+fn scene_with(outer: &Outer, name: &str, plan: &Plan, changes: &Value) -> Result<Scene> {
     let members = [Member::meshed("a"), Member::meshed("b"), Member::plain("c")];
-    let mut scene = Scene::build(outer, name, plan, &json!({}), &members)?;
+    let mut scene = Scene::build(outer, name, plan, changes, &members)?;
     scene.start()?;
     Ok(scene)
 }
@@ -88,9 +95,13 @@ fn after_a_bridge(outer: &Outer) -> Result<()> {
 }
 
 /// Invariant 9.
-fn del(outer: &Outer) -> Result<()> {
-    let mut scene = scene(outer, "del", &Plan::default())?;
+fn del(outer: &Outer, backend: &str) -> Result<()> {
+    let changes = json!({"backend": backend, "probes": "snat"});
+    let mut scene = scene_with(outer, &format!("del-{backend}"), &Plan::default(), &changes)?;
     let (a, b) = (scene.start_pod("a")?, scene.start_pod("b")?);
+    for pod in [&a, &b] {
+        ensure!(on_the_host(&scene, pod, backend)?, "the host's table does not name {}", pod.name());
+    }
     let node = &scene.world.nodes[0];
     // The netns is gone, though its path was given.
     a.netns.remove()?;
@@ -109,7 +120,29 @@ fn del(outer: &Outer) -> Result<()> {
     node.runner.del(&node.list, &b.attachment).context("the agent is dead, a second time")?;
     b.netns.remove()?;
     scene.agents[0].start()?;
-    forgotten(&scene, &b)
+    forgotten(&scene, &b)?;
+    eventually("the host's table to be clear of both", Duration::from_secs(10), || {
+        for pod in [&a, &b] {
+            ensure!(!on_the_host(&scene, pod, backend)?, "it names {}", pod.name());
+        }
+        Ok(())
+    })
+}
+
+/// Whether our rules of the host name one of a pod's addresses.
+fn on_the_host(scene: &Scene, pod: &Pod, backend: &str) -> Result<bool> {
+    let host = &scene.node().netns;
+    let ours = if backend == "nftables" {
+        // Without a pod the table may be gone altogether.
+        let tables = host.must("nft", &["list", "tables"])?;
+        let ours = tables.contains("inet sluice");
+        if ours { host.must("nft", &["list", "table", "inet", "sluice"])? } else { String::new() }
+    } else {
+        let saved = host.must("iptables-save", &[])? + &host.must("ip6tables-save", &[])?;
+        saved.lines().filter(|line| line.contains("SLUICE")).map(|line| format!("{line}\n")).collect()
+    };
+    let words: Vec<&str> = ours.split(|c: char| c.is_whitespace() || ",/{}".contains(c)).collect();
+    Ok(pod.facts.ips.iter().any(|ip| words.contains(&ip.to_string().as_str())))
 }
 
 fn check_status_gc(outer: &Outer) -> Result<()> {

@@ -105,8 +105,9 @@ pub fn hung(outer: &Outer) -> Result<()> {
 }
 
 /// Held at first, refused after the configured time, held again when it comes back.
-pub fn stays_away(outer: &Outer) -> Result<()> {
-    let (mut scene, a, _c, _servers) = scene(outer, "zaway", &json!({"holdTimeoutSeconds": 3}))?;
+pub fn stays_away(outer: &Outer, backend: &str) -> Result<()> {
+    let changes = json!({"backend": backend, "holdTimeoutSeconds": 3});
+    let (mut scene, a, _c, _servers) = scene(outer, &format!("zaway-{backend}"), &changes)?;
     drop(std::mem::take(&mut scene.ztunnels));
     let dial = Dial::to(SocketAddr::new(OUTSIDE_V4.into(), PORT)).patience(Duration::from_millis(900));
     let held = dial.ask(&a.netns, "now?").err().context("somebody answered")?;

@@ -83,9 +83,10 @@ pub fn no_ztunnel(outer: &Outer, backend: &str) -> Result<()> {
 }
 
 /// Invariant 4: with no agent to ask, a pod of a namespace of the mesh waits; also after a reboot of the agent.
-pub fn unknown_membership(outer: &Outer) -> Result<()> {
+pub fn unknown_membership(outer: &Outer, backend: &str) -> Result<()> {
+    let name = format!("unknown-{backend}");
     let members = [Member::plain("c"), Member::meshed("a")];
-    let mut scene = Scene::build(outer, "unknown", &Plan::default(), &json!({}), &members)?;
+    let mut scene = Scene::build(outer, &name, &Plan::default(), &json!({"backend": backend}), &members)?;
     scene.start()?;
     scene.agent().kill()?;
     let began = Instant::now();

@@ -20,7 +20,7 @@ fn main() {
                 paths::captured_both_ways(outer, backend, families)
             }));
         }
-        let on_each: [(&str, OnBackend); 8] = [
+        let on_each: [(&str, OnBackend); 10] = [
             ("annotations_change_a_live_pod", paths::annotations),
             ("a_forged_mark_is_captured", paths::forged_mark),
             ("nothing_leaves_before_the_ack", closed::before_the_ack),
@@ -29,12 +29,12 @@ fn main() {
             ("drift_on_the_host_is_healed", drift::on_the_host),
             ("the_hosts_namespace_is_refused", others::hosts_namespace),
             ("another_pods_namespace_is_refused", others::another_pods_namespace),
+            ("others_start_with_everything_dead", others::start_with_everything_dead),
+            ("an_unknown_membership_is_never_allow", closed::unknown_membership),
         ];
         for (name, body) in on_each {
             tests.push(test(format!("{backend}::{name}"), move |outer: &Outer| body(outer, backend)));
         }
     }
-    tests.push(test("others_start_with_everything_dead", others::start_with_everything_dead));
-    tests.push(test("an_unknown_membership_is_never_allow", closed::unknown_membership));
     suite::run("invariants", tests);
 }

@@ -12,14 +12,16 @@ use sluice_shared::cni::code;
 use std::time::{Duration, Instant};
 
 /// Invariant 3. The limit is for the whole chain on a loaded machine; what our part costs is measured elsewhere.
-pub fn start_with_everything_dead(outer: &Outer) -> Result<()> {
+pub fn start_with_everything_dead(outer: &Outer, backend: &str) -> Result<()> {
+    let name = format!("others-{backend}");
     let members = [Member::plain("c"), Member::plain("d"), Member::plain("e")];
-    let mut scene = Scene::build(outer, "others", &Plan::default(), &json!({}), &members)?;
+    let mut scene = Scene::build(outer, &name, &Plan::default(), &json!({"backend": backend}), &members)?;
     let timed = |scene: &Scene, name: &str| -> Result<()> {
         let began = Instant::now();
         let pod = scene.start_pod(name)?;
         let took = began.elapsed();
         ensure!(took < Duration::from_secs(3), "{name} took {took:?}");
+        ensure!(!super::closed::has_rules(&pod.netns, backend)?, "a pod outside the mesh has our rules");
         let tables = pod.netns.must("nft", &["list", "ruleset"])?;
         ensure!(tables.trim().is_empty(), "a pod outside the mesh has rules: {tables}");
         Ok(())
