@@ -48,6 +48,16 @@ pub trait Kernel: Send + Sync + 'static {
     /// Names the op, the errno and the kernel's or the program's own words.
     fn run(&self, netns: &Netns, ops: &[KernelOp]) -> Result<(), KernelError>;
 
+    /// As [`Kernel::run`], then as [`Kernel::observe`]. Where the kernel counts changes of rules (nf_tables), what is seen
+    /// are the rules as these ops committed them: when somebody changes any in between, the ops are carried out again.
+    ///
+    /// # Errors
+    /// As for both; `EBUSY` when others do not cease to change rules meanwhile. What the ops do may then be in force.
+    fn apply(&self, netns: &Netns, ops: &[KernelOp]) -> Result<Observation, KernelError> {
+        self.run(netns, ops)?;
+        self.observe(netns)
+    }
+
     /// Carries out `ops` in the host's namespace. Only the probe strategy `snat` uses it.
     ///
     /// # Errors

@@ -4,9 +4,11 @@ use crate::fixture::{FAR4, POD4, Way, World, plan};
 use crate::listeners::{Dial, Listener, Reached, ZTUNNEL_MARK, Ztunnel};
 use sluice_agent::kernel::{Kernel, TcpSocket};
 use sluice_shared::ids::{Family, Mark};
-use sluice_shared::lower::Step;
+use sluice_shared::lower::{Backend, Step, lower};
+use sluice_shared::plan::{Hold, RedirectPlan};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("every_change_of_nftables_rules_shows", nftables_changes),
@@ -16,6 +18,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("sockets_are_shown_with_both_ends_mark_and_cgroup", sockets),
     ("the_hosts_table_is_seen", host_table),
     ("the_hosts_source_for_a_pod_is_found", host_source),
+    ("what_others_write_meanwhile_is_not_taken_for_ours", nobody_in_between),
     ("reading_does_not_make_legacy_tables", reading_makes_nothing),
 ];
 
@@ -138,6 +141,46 @@ fn sockets() {
     assert!(listener.flow.local.0.is_unspecified());
 }
 
+/// Somebody in the pod replaces our rules over and over: theirs are never taken for what was committed.
+fn nobody_in_between() {
+    let world = World::new();
+    let plan = plan();
+    world.enroll(Way::Nftables, &plan);
+    let ours = world.kernel.observe(&world.netns).expect("observe").rules;
+    let theirs = RedirectPlan { hold: Hold::Reject, ..plan.clone() };
+    let ops = lower(Backend::Nftables, Step::Replace(&plan));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                world.step(Way::Nftables, Step::Replace(&theirs));
+            }
+        });
+        let outcomes: Vec<_> = (0..50).map(|_| world.kernel.apply(&world.netns, &ops)).collect();
+        stop.store(true, Ordering::Relaxed);
+        for outcome in outcomes {
+            match outcome {
+                Ok(seen) => assert_eq!(seen.rules, ours),
+                Err(error) => assert!(error.to_string().contains("somebody else changed"), "{error}"),
+            }
+        }
+    });
+    for way in Way::ALL {
+        let (world, alone) = (World::new(), World::new());
+        alone.enroll(way, &plan);
+        if let Way::Iptables(variant) = way {
+            world.kernel.use_iptables(variant);
+        }
+        for step in [Step::Enroll { plan: &plan, live: true }, Step::Replace(&plan), Step::Repair(&plan)] {
+            let seen = world.kernel.apply(&world.netns, &lower(way.backend(), step)).expect("apply");
+            assert_eq!(seen.rules, alone.kernel.observe(&alone.netns).expect("observe").rules, "{way:?}");
+            assert!(seen.policy_rule && seen.local_route, "{way:?}: {seen:?}");
+        }
+        let gone = world.kernel.apply(&world.netns, &lower(way.backend(), Step::Remove)).expect("remove");
+        assert_eq!(gone.rules, None, "{way:?}");
+    }
+}
+
 fn host_table() {
     // This kernel's host is the tests' own outer namespace, which all tests share: look, but write elsewhere.
     let host = crate::fixture::Ns::new();
@@ -145,8 +188,7 @@ fn host_table() {
         let path = std::path::Path::new("/proc/thread-self/ns/net");
         let kernel = sluice_agent::kernel::linux::LinuxKernel::new(path).expect("own namespace");
         assert_eq!(kernel.observe_host().expect("observe"), None);
-        let ops =
-            sluice_shared::lower::lower(sluice_shared::lower::Backend::Nftables, Step::Replace(&plan()));
+        let ops = lower(Backend::Nftables, Step::Replace(&plan()));
         kernel.run_host(&ops).expect("host rules");
         assert!(kernel.observe_host().expect("observe").is_some());
     });

@@ -1,5 +1,6 @@
 //! The Linux kernel behind the seam. Programs are executed by `program` alone, for the iptables backend.
 
+mod apply;
 pub mod cgroup;
 mod conntrack;
 mod half_closed;
@@ -109,6 +110,11 @@ impl Kernel for LinuxKernel {
         self.namespaces.enter_pod(netns, || carry_out(ops, variant))
     }
 
+    fn apply(&self, netns: &Netns, ops: &[KernelOp]) -> Result<Observation, KernelError> {
+        let variant = self.variant_if_needed(ops)?;
+        self.namespaces.enter_pod(netns, || apply::apply(ops, variant))
+    }
+
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError> {
         let variant = self.variant_if_needed(ops)?;
         self.namespaces.enter_host(|| carry_out(ops, variant))
@@ -156,6 +162,8 @@ impl Kernel for LinuxKernel {
 struct Rules {
     rules: Option<Fingerprint>,
     generation: u32,
+    /// What nf_tables alone counts; `None` when the kernel has none.
+    commits: Option<u32>,
     foreign_nat: Vec<String>,
 }
 
@@ -169,14 +177,15 @@ fn rules_since(before: &Observation) -> Result<Rules, KernelError> {
     let Observation { rules, generation, foreign_nat, .. } = before;
     let no_legacy = legacy.ours.is_none() && legacy.foreign_nat.is_empty();
     if no_legacy && ruleset::current_generation()? == Some(*generation) {
-        return Ok(Rules { rules: *rules, generation: *generation, foreign_nat: foreign_nat.clone() });
+        let (rules, generation) = (*rules, *generation);
+        return Ok(Rules { rules, generation, commits: Some(generation), foreign_nat: foreign_nat.clone() });
     }
     rules_with(legacy)
 }
 
 /// The rest of a look at the calling thread's namespace.
 fn observation(rules: Rules) -> Result<Observation, KernelError> {
-    let Rules { rules, generation, foreign_nat } = rules;
+    let Rules { rules, generation, commits: _, foreign_nat } = rules;
     let mut routing = route::open()?;
     let [mut policy_rule, mut local_route] = [true; 2];
     for family in Family::BOTH {
@@ -189,12 +198,13 @@ fn observation(rules: Rules) -> Result<Observation, KernelError> {
 
 fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
     let mut foreign_nat = legacy.foreign_nat;
-    let (mut parts, mut generation) = (vec![legacy.ours], 0);
+    let (mut parts, mut commits) = (vec![legacy.ours], None);
     if let Some(ruleset) = Ruleset::read()? {
         parts.extend([ruleset.iptables, ruleset.ours]);
-        generation = ruleset.generation;
+        commits = Some(ruleset.generation);
         foreign_nat.extend(ruleset.foreign_nat);
     }
+    let mut generation = commits.unwrap_or(0);
     if let Some(Fingerprint(legacy)) = legacy.ours {
         // ip_tables counts nothing: its content stands in.
         generation = generation.wrapping_add(legacy as u32);
@@ -210,7 +220,7 @@ fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
             Some(Fingerprint(hash.finish()))
         }
     };
-    Ok(Rules { rules, generation, foreign_nat })
+    Ok(Rules { rules, generation, commits, foreign_nat })
 }
 
 /// Carries out ops in the calling thread's namespace.

@@ -1,0 +1,57 @@
+//! Ops, and a look at what they made of the namespace, with nobody in between.
+
+use super::iptables::Variant;
+use super::{carry_out, observation, observed_rules, ruleset};
+use crate::kernel::{KernelError, Observation};
+use sluice_shared::op::KernelOp;
+use std::io;
+
+/// How often the ops are carried out when others change rules meanwhile. Each attempt takes milliseconds.
+const ATTEMPTS: usize = 5;
+
+/// Carries out `ops` in the calling thread's namespace and looks at what is there then.
+///
+/// With nftables the look shows our commits and nothing else: it is taken at the generation that they alone lead to.
+/// ip_tables counts nothing, so with iptables it shows what is there a moment later.
+pub(super) fn apply(ops: &[KernelOp], variant: Option<Variant>) -> Result<Observation, KernelError> {
+    let batches = ops.iter().filter(|op| matches!(op, KernelOp::NftBatch(_))).count();
+    let first = ops.iter().position(|op| matches!(op, KernelOp::NftBatch(_)));
+    let counted = !ops.iter().any(|op| matches!(op, KernelOp::ClearIptables | KernelOp::IptablesRestore(_)));
+    let Some(first) = first.filter(|_| counted) else {
+        carry_out(ops, variant)?;
+        return observation(observed_rules()?);
+    };
+    let (preparation, rest) = ops.split_at(first);
+    for _ in 0..ATTEMPTS {
+        carry_out(preparation, variant)?;
+        let before = ruleset::current_generation()?;
+        carry_out(rest, variant)?;
+        let rules = observed_rules()?;
+        if rules.commits == before.map(|before| (0..batches).fold(before, |count, _| next(count))) {
+            return observation(rules);
+        }
+    }
+    Err(KernelError::Call {
+        call: "see our own rules as they were committed".into(),
+        source: io::Error::from_raw_os_error(libc::EBUSY),
+        detail: format!(
+            "somebody else changed nf_tables rules in the namespace during each of {ATTEMPTS} attempts; has the pod \
+             CAP_NET_ADMIN?"
+        ),
+    })
+}
+
+/// The generation after this one: the kernel leaves 0 out (`nf_tables_commit`).
+fn next(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next;
+
+    #[test]
+    fn generations_leave_zero_out() {
+        assert_eq!((next(1), next(u32::MAX)), (2, 1));
+    }
+}
