@@ -1,6 +1,6 @@
 //! How the kubelet's probes reach an application, by the node's setting.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use sluice_e2e::lab::cgroup::Cgroup;
 use sluice_e2e::lab::outer::Outer;
@@ -11,7 +11,9 @@ use sluice_e2e::lab::traffic::dial::Dial;
 use sluice_e2e::lab::traffic::echo::Echo;
 use sluice_e2e::lab::traffic::load::Path;
 use sluice_shared::admin::State;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// A port of the application that the kubelet is not told to probe.
 const UNDECLARED: u16 = 8081;
@@ -74,4 +76,52 @@ pub fn none(outer: &Outer, backend: &str) -> Result<()> {
         }
     }
     scene.ztunnels[0].must_be_content()
+}
+
+/// The kubelet probes on while the agent is stopped, killed and started: all of it reaches the application directly.
+pub fn over_a_restart(outer: &Outer, backend: &str) -> Result<()> {
+    let Setting { mut scene, a, _servers, .. } = setting(outer, backend, "snat")?;
+    let over = AtomicBool::new(false);
+    let Scene { world, agents, .. } = &mut scene;
+    let (node, agent) = (&world.nodes[0], &mut agents[0]);
+    let probed = std::thread::scope(|scope| -> Result<usize> {
+        let probing = scope.spawn(|| {
+            let mut probed = 0;
+            while !over.load(Ordering::Relaxed) {
+                probe(node, &a).with_context(|| format!("after {probed} probes that were direct"))?;
+                probed += 1;
+            }
+            Ok(probed)
+        });
+        let restarts = (|| {
+            std::thread::sleep(Duration::from_millis(300));
+            agent.stop()?;
+            std::thread::sleep(Duration::from_millis(500));
+            agent.start()?;
+            agent.until(&a.facts, State::Enabled)?;
+            agent.kill()?;
+            std::thread::sleep(Duration::from_millis(500));
+            agent.start()?;
+            agent.until(&a.facts, State::Enabled)?;
+            std::thread::sleep(Duration::from_millis(500));
+            Ok(())
+        })();
+        over.store(true, Ordering::Relaxed);
+        let probed = probing.join().map_err(|_| anyhow!("the kubelet panicked"))?;
+        restarts.and(probed)
+    })?;
+    println!("{probed} rounds of probes over two restarts of the agent");
+    ensure!(probed > 5, "only {probed} rounds of probes");
+    let other = from_node(node, &node.other, SocketAddr::new(a.ip(true)?, PORT))?;
+    ensure!(other == Path::Proxied, "another process of the node is {other:?}");
+    Ok(())
+}
+
+fn probe(node: &Node, pod: &Pod) -> Result<()> {
+    for ip in pod.facts.ips.iter().copied() {
+        let ip: IpAddr = ip;
+        let path = from_node(node, &node.kubelet, SocketAddr::new(ip, PORT))?;
+        ensure!(path == Path::Direct, "a probe to {ip} is {path:?}");
+    }
+    Ok(())
 }
