@@ -3,13 +3,12 @@
 //! A new pod's rules come before ztunnel is asked: nothing of it may reach the wire in plaintext. A running pod's come
 //! after: until ztunnel listens in it, its connections keep the path they have.
 
+use super::handover::Handover;
 use super::pod::{Grip, PodTask, Redirected};
-use super::verify::Handover;
 use super::{Message, Whereabouts, share_an_address, sockets};
 use crate::journal::Sandbox;
 use crate::kernel::{KernelError, Netns};
 use crate::metrics::{AddPhase, KernelStep};
-use crate::zds::AddError;
 use sluice_shared::admin::State;
 use sluice_shared::cni::code;
 use sluice_shared::enroll::{Overrides, Verdict};
@@ -373,53 +372,6 @@ impl PodTask {
             _ => self.grip = Grip::Redirected(held),
         }
         Ok(())
-    }
-
-    /// Hands the pod over to ztunnel and waits for its word. Meanwhile a new ztunnel's marks get to be trusted, whoever
-    /// asks is told, and the sandbox's end ends the wait; everything else is next.
-    pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
-        let Some(workload) = self.workload(netns) else { return Ok(()) };
-        let began = Instant::now();
-        let ztunnel = self.cx.ztunnel.clone();
-        let mut answer = std::pin::pin!(async move { ztunnel.add(workload, deadline).await });
-        let peer = loop {
-            let message = tokio::select! {
-                answer = &mut answer => break answer?,
-                message = self.messages.recv() => message,
-            };
-            match message {
-                Some(Message::Resettle(done)) => {
-                    self.follow_trust(netns).await;
-                    if let Some(done) = done {
-                        let _ = done.send(());
-                    }
-                }
-                Some(Message::Inspect(reply)) => {
-                    let _ = reply.send(self.entry.showing().status.clone());
-                }
-                Some(over @ (Message::Del { .. } | Message::Yield(..))) => {
-                    self.deferred.push_back(over);
-                    return Err(AddError::Withdrawn);
-                }
-                Some(other) => self.deferred.push_back(other),
-                None => return Err(AddError::Withdrawn),
-            }
-        };
-        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
-        self.acked_by.insert(peer.connection);
-        Ok(())
-    }
-
-    /// Brings guard and hold of the plan in force up to date; the rest of it waits for the step that is under way.
-    async fn follow_trust(&mut self, netns: &Arc<Netns>) {
-        let Grip::Redirected(held) = &self.grip else { return };
-        let (guard, hold) = (self.cx.trust.guard(), *self.cx.hold.borrow());
-        let wanted = RedirectPlan { guard, hold, ..held.plan.clone() };
-        if wanted != held.plan
-            && let Err(error) = self.replace(netns, wanted).await
-        {
-            tracing::warn!(uid = %self.entry.uid, %error, "a new ztunnel's marks are not trusted in the pod yet");
-        }
     }
 
     /// A pod that was leaving, and is wanted again: what is direct now stays direct, what begins is captured.

@@ -1,11 +1,11 @@
 //! Is it so? The planned rules, rule and route are in the namespace, ztunnel acknowledged it, its sockets listen: only
 //! then is a pod `enabled`. What has drifted is put right in one transaction.
 
+use super::handover::Handover;
 use super::pod::{Grip, PodTask};
 use super::sockets;
-use crate::kernel::{Netns, Observation};
+use crate::kernel::Observation;
 use crate::metrics::{DriftObject, KernelStep};
-use crate::zds;
 use sluice_shared::admin::{Check, PodStatus, State};
 use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
 use sluice_shared::enroll::{Overrides, Verdict};
@@ -23,17 +23,6 @@ const LISTENERS_MISSING: Duration = Duration::from_millis(500);
 /// The least time between two repairs of one pod: somebody in it who takes rules away in a loop must not keep the agent
 /// from the others.
 const REPAIR_PAUSE: Duration = Duration::from_millis(200);
-/// How long a pod that ztunnel has not acknowledged may take to be handed over anew.
-const HANDOVER: Duration = Duration::from_secs(6);
-
-/// What to do about a pod that no ztunnel has acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Handover {
-    /// Hand it over, if a ztunnel is there.
-    Try,
-    /// Only say so.
-    Leave,
-}
 
 impl PodTask {
     /// A redirected pod that is to stay so: its plan, and what ztunnel knows of it, follow what they depend on.
@@ -53,28 +42,6 @@ impl PodTask {
         self.unfinished = None;
         self.rename(&netns).await;
         self.confirm(Handover::Try).await;
-    }
-
-    /// ztunnel ignores other names for a pod that it serves, and finds no workload by the wrong ones: it lets go first.
-    async fn rename(&mut self, netns: &Arc<Netns>) {
-        let Some(wanted) = self.workload(netns) else { return };
-        let handed = self.entry.showing().handed.clone();
-        let same = |handed: &zds::Workload| {
-            (&handed.name, &handed.namespace, &handed.service_account)
-                == (&wanted.name, &wanted.namespace, &wanted.service_account)
-        };
-        if handed.as_ref().is_none_or(same) {
-            return;
-        }
-        tracing::info!(uid = %self.entry.uid, service_account = wanted.service_account, "the pod is handed over by its right name");
-        if let Some(sandbox) = &mut self.sandbox {
-            sandbox.service_account = Some(wanted.service_account.clone());
-        }
-        self.remember(true);
-        self.hand(None);
-        self.cx.ztunnel.del(&self.entry.uid).await;
-        self.acked_by.clear();
-        self.hand(Some(wanted));
     }
 
     /// Looks, and says what the pod is.
@@ -111,27 +78,6 @@ impl PodTask {
         self.cx.host.admit(&self.entry.uid, &self.ips()).await;
         self.retry_at_once();
         self.show(State::Enabled, "captured".into());
-    }
-
-    /// No connection is known to have acknowledged the pod. One may have all the same; else it is asked, or said why not.
-    async fn acknowledged(&mut self, netns: &Arc<Netns>, handover: Handover) -> Result<(), String> {
-        let known = self.cx.ztunnel.state(&self.entry.uid);
-        if !known.acked_by.is_empty() {
-            self.acked_by.extend(known.acked_by);
-            return Ok(());
-        }
-        if let Some(nack) = known.last_nack {
-            return Err(format!("ztunnel refused the pod: {nack}"));
-        }
-        if !*self.cx.ztunnel.any_ready().borrow() {
-            return Err("waiting for ztunnel: none is connected".into());
-        }
-        if handover == Handover::Leave {
-            return Err("waiting for ztunnel: none that is connected has acknowledged the pod".into());
-        }
-        self.hand(self.workload(netns));
-        let result = self.hand_over(netns, Instant::now() + HANDOVER).await;
-        result.map_err(|error| format!("waiting for ztunnel: {error}"))
     }
 
     /// Something may have changed in the namespace: look, and put right what has.

@@ -1,0 +1,119 @@
+//! The hand-over to ztunnel, as one pod's task sees it.
+
+use super::Message;
+use super::pod::{Grip, PodTask};
+use crate::kernel::Netns;
+use crate::metrics::AddPhase;
+use crate::zds::{self, AddError};
+use sluice_shared::plan::RedirectPlan;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a pod that ztunnel has not acknowledged may take to be handed over anew.
+const HANDOVER: Duration = Duration::from_secs(6);
+
+/// What to do about a pod that no ztunnel has acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Handover {
+    /// Hand it over, if a ztunnel is there.
+    Try,
+    /// Only say so.
+    Leave,
+}
+
+impl PodTask {
+    /// Hands the pod over to ztunnel and waits for its word. Meanwhile a new ztunnel's marks get to be trusted, whoever
+    /// asks is told, and the sandbox's end ends the wait; everything else is next.
+    pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
+        let Some(workload) = self.workload(netns) else { return Ok(()) };
+        let began = Instant::now();
+        let ztunnel = self.cx.ztunnel.clone();
+        let mut answer = std::pin::pin!(async move { ztunnel.add(workload, deadline).await });
+        let peer = loop {
+            let message = tokio::select! {
+                answer = &mut answer => break answer?,
+                message = self.messages.recv() => message,
+            };
+            match message {
+                Some(Message::Resettle(done)) => {
+                    self.follow_trust(netns).await;
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                }
+                Some(Message::Inspect(reply)) => {
+                    let _ = reply.send(self.entry.showing().status.clone());
+                }
+                Some(over @ (Message::Del { .. } | Message::Yield(..))) => {
+                    self.deferred.push_back(over);
+                    return Err(AddError::Withdrawn);
+                }
+                Some(other) => self.deferred.push_back(other),
+                None => return Err(AddError::Withdrawn),
+            }
+        };
+        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
+        self.acked_by.insert(peer.connection);
+        Ok(())
+    }
+
+    /// Brings guard and hold of the plan in force up to date; the rest of it waits for the step that is under way.
+    async fn follow_trust(&mut self, netns: &Arc<Netns>) {
+        let Grip::Redirected(held) = &self.grip else { return };
+        let (guard, hold) = (self.cx.trust.guard(), *self.cx.hold.borrow());
+        let wanted = RedirectPlan { guard, hold, ..held.plan.clone() };
+        if wanted != held.plan
+            && let Err(error) = self.replace(netns, wanted).await
+        {
+            tracing::warn!(uid = %self.entry.uid, %error, "a new ztunnel's marks are not trusted in the pod yet");
+        }
+    }
+
+    /// ztunnel ignores other names for a pod that it serves, and finds no workload by the wrong ones: it lets go first.
+    pub(super) async fn rename(&mut self, netns: &Arc<Netns>) {
+        let Some(wanted) = self.workload(netns) else { return };
+        let handed = self.entry.showing().handed.clone();
+        let same = |handed: &zds::Workload| {
+            (&handed.name, &handed.namespace, &handed.service_account)
+                == (&wanted.name, &wanted.namespace, &wanted.service_account)
+        };
+        if handed.as_ref().is_none_or(same) {
+            return;
+        }
+        tracing::info!(uid = %self.entry.uid, service_account = wanted.service_account, "the pod is handed over by its right name");
+        if let Some(sandbox) = &mut self.sandbox {
+            sandbox.service_account = Some(wanted.service_account.clone());
+        }
+        self.remember(true);
+        self.hand(None);
+        self.cx.ztunnel.del(&self.entry.uid).await;
+        self.acked_by.clear();
+        self.hand(Some(wanted));
+    }
+
+    /// No connection is known to have acknowledged the pod. One may have all the same; else it is asked, or said why not.
+    pub(super) async fn acknowledged(
+        &mut self,
+        netns: &Arc<Netns>,
+        handover: Handover,
+    ) -> Result<(), String> {
+        let known = self.cx.ztunnel.state(&self.entry.uid);
+        if !known.acked_by.is_empty() {
+            self.acked_by.extend(known.acked_by);
+            return Ok(());
+        }
+        if let Some(nack) = known.last_nack {
+            return Err(format!("ztunnel refused the pod: {nack}"));
+        }
+        if !*self.cx.ztunnel.any_ready().borrow() {
+            return Err("waiting for ztunnel: none is connected".into());
+        }
+        if handover == Handover::Leave {
+            return Err("waiting for ztunnel: none that is connected has acknowledged the pod".into());
+        }
+        self.hand(self.workload(netns));
+        let result = self.hand_over(netns, Instant::now() + HANDOVER).await;
+        result.map_err(|error| format!("waiting for ztunnel: {error}"))
+    }
+}
