@@ -119,6 +119,7 @@ impl PodTask {
         overrides: &Overrides,
         deadline: Instant,
     ) -> Result<(), (u32, String)> {
+        self.show(State::Pending, "being captured: its rules are written".into());
         let plan = self.plan(overrides, Stage::Redirect(Older::None)).await;
         self.note_membership();
         self.hand(self.workload(netns));
@@ -132,6 +133,7 @@ impl PodTask {
             self.pending(why.clone());
             return Err((code::TRY_AGAIN_LATER, why));
         }
+        self.show(State::Pending, "being captured: its rules are in, ztunnel is asked".into());
         if let Err(error) = self.hand_over(netns, deadline).await {
             self.pending(format!("waiting for ztunnel: {error}"));
             return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));

@@ -120,6 +120,7 @@ impl PodTask {
         self.unfinished = None;
         if let Some(sandbox) = self.sandbox.take() {
             self.released = Some(sandbox.netns);
+            self.path_seen = false;
             tracing::debug!(pod = %sandbox.pod, uid = %sandbox.uid, why, "sandbox released");
         }
         if let Err(error) = self.cx.journal.forget(&self.entry.uid) {

@@ -51,6 +51,8 @@ pub(super) struct PodTask {
     /// The connections whose ztunnel acknowledged the pod.
     pub(super) acked_by: BTreeSet<u64>,
     pub(super) drift_repairs: u64,
+    /// Whether the sandbox's path has been seen to exist.
+    pub(super) path_seen: bool,
     pub(super) repaired: Option<Instant>,
     pub(super) pruned: Option<Instant>,
     /// Since when ztunnel, though connected, has not listened in the pod.
@@ -107,6 +109,7 @@ impl PodTask {
             released: None,
             acked_by: BTreeSet::new(),
             drift_repairs: 0,
+            path_seen: false,
             repaired: None,
             pruned: None,
             listeners_missing_since: None,
@@ -310,6 +313,18 @@ impl PodTask {
     /// Whether the journal says that rules of ours are in the pod.
     fn was_redirected(&self) -> bool {
         self.sandbox.as_ref().is_some_and(|sandbox| sandbox.redirected)
+    }
+
+    /// Whether the path that led to the sandbox's namespace leads nowhere any more: the runtime has taken it down. Where
+    /// the agent cannot see the runtime's paths at all, it never could, and only DEL tells.
+    pub(super) fn sandbox_is_gone(&mut self) -> bool {
+        let Some(sandbox) = &self.sandbox else { return false };
+        match (sandbox.path.exists(), self.path_seen) {
+            (true, _) => self.path_seen = true,
+            (false, true) => return true,
+            (false, false) => {}
+        }
+        false
     }
 
     pub(super) async fn stay_outside(&mut self, reason: Reason) {

@@ -77,11 +77,15 @@ impl PodTask {
         self.listeners_missing_since = None;
         self.cx.host.admit(&self.entry.uid, &self.ips()).await;
         self.retry_at_once();
-        self.show(State::Enabled, "captured".into());
+        self.show(State::Enabled, captured(&seen));
     }
 
     /// Something may have changed in the namespace: look, and put right what has.
     pub(super) async fn look(&mut self) {
+        if self.sandbox_is_gone() {
+            self.release("its namespace is gone, though no DEL was seen").await;
+            return self.settle().await;
+        }
         match &self.grip {
             Grip::None => {}
             Grip::Redirected(_) => {
@@ -314,6 +318,18 @@ impl PodTask {
         } else {
             check("ztunnel acknowledged the pod", true, format!("by connection {}", connections.join(", ")))
         }
+    }
+}
+
+/// What `enabled` means here. Somebody else's translation in the pod (docker in docker has one) does not end it, but
+/// may get at packets first, and is said wherever the pod is shown.
+fn captured(seen: &Observation) -> String {
+    match seen.foreign_nat.as_slice() {
+        [] => "captured".into(),
+        tables => format!(
+            "captured, but for what {} in the pod may translate before our rules see it",
+            tables.join(", ")
+        ),
     }
 }
 

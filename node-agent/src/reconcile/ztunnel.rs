@@ -103,12 +103,13 @@ impl Trust {
         let mut state = self.lock();
         match found {
             Ok((cgroup, mut trusted)) => {
-                state.because = format!("marks are trusted from ztunnel's cgroup /{}", cgroup.path);
                 state.by_connection.insert(peer.connection, cgroup);
                 trusted.extend(state.by_connection.values().cloned());
                 if let Err(error) = self.journal.remember_guard(&trusted) {
                     tracing::warn!(%error, "the trusted cgroups cannot be remembered over a restart of the agent");
                 }
+                let paths: Vec<String> = trusted.iter().map(|cgroup| format!("/{}", cgroup.path)).collect();
+                state.because = format!("marks are trusted from ztunnel's cgroups: {}", paths.join(", "));
                 state.guard = MarkGuard::Cgroups(trusted);
             }
             // One that is dead already sends nothing: no reason to trust anybody.
