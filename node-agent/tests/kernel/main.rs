@@ -6,6 +6,7 @@
 mod backends;
 mod child;
 mod fixture;
+mod host;
 mod lifecycle;
 mod listeners;
 mod live;
@@ -70,5 +71,6 @@ fn trials() -> Vec<Trial> {
     add("observe", observe::TESTS);
     add("watch", watch::TESTS);
     add("backends", backends::TESTS);
+    add("host", host::TESTS);
     trials
 }

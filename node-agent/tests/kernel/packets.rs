@@ -87,7 +87,7 @@ fn nobody_listens() {
 
 /// Sockets made in ztunnel's cgroup pass with the mark; the same mark from elsewhere does not, nor does no mark.
 fn guard() {
-    let tree = TestCgroups::new();
+    let tree = TestCgroups::new("guard");
     for way in Way::ALL {
         let world = World::new();
         let _ztunnel = Ztunnel::start(&world.pod);
@@ -258,17 +258,19 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// Cgroups of this test's own, gone at the end.
-struct TestCgroups(PathBuf);
+/// Cgroups of one test's own, gone at the end.
+pub struct TestCgroups(PathBuf);
 
 impl TestCgroups {
-    fn new() -> Self {
+    pub fn new(test: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let line =
             mounts.lines().find(|line| line.contains(" - cgroup2 ")).expect("this test needs cgroup v2");
         let root = PathBuf::from(line.split(' ').nth(4).expect("a mount point"));
-        let name =
-            format!("sluice-kernel-tests-{}", fs::read_link("/proc/self/ns/net").expect("netns").display());
+        let name = format!(
+            "sluice-kernel-tests-{test}-{}",
+            fs::read_link("/proc/self/ns/net").expect("netns").display()
+        );
         let tree = Self(root.join(name.replace([':', '[', ']'], "")));
         for cgroup in ["ztunnel/container", "forger"] {
             fs::create_dir_all(tree.0.join(cgroup)).expect("make a cgroup");
@@ -276,7 +278,7 @@ impl TestCgroups {
         tree
     }
 
-    fn path(&self, cgroup: &str) -> String {
+    pub fn path(&self, cgroup: &str) -> String {
         format!("{}/{cgroup}", self.0.file_name().expect("a name").to_string_lossy())
     }
 
