@@ -139,6 +139,9 @@ impl PodTask {
             return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
         }
         self.retry_at_once();
+        // The plugin must know, before it is needed, that this namespace holds pods of the mesh. A full disk is said in
+        // the log, and is no reason to keep pods from starting.
+        let _ = tokio::time::timeout_at(deadline, self.cx.members.settled()).await;
         self.confirm(Handover::Leave).await;
         match self.entry.showing().status.clone() {
             status if status.state == State::Enabled => Ok(()),
@@ -361,10 +364,7 @@ impl PodTask {
         let seen = self
             .cx
             .kernel
-            .run(move |kernel| {
-                kernel.run(&there, &ops)?;
-                kernel.observe(&there)
-            })
+            .run(move |kernel| kernel.apply(&there, &ops))
             .await
             .inspect_err(|_| self.cx.metrics.kernel_error(KernelStep::Enroll))?;
         self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
