@@ -193,6 +193,7 @@ async fn report(cx: Arc<Context>, health: Health, started: Instant) {
         }
         let handed = showings.iter().filter(|showing| showing.handed.is_some()).count();
         cx.metrics.set_open_netns_fds(handed);
+        cx.metrics.set_membership_stale(cx.members.is_stale());
         cx.metrics.set_ztunnels(cx.ztunnel.connections().len());
         let held = *cx.hold.borrow() == Hold::Drop && !*cx.ztunnel.any_ready().borrow();
         cx.metrics.set_held_pods(if held { handed } else { 0 });

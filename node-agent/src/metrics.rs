@@ -32,6 +32,7 @@ pub struct Metrics {
     ztunnels: Gauge,
     start_to_ready: Gauge<f64, AtomicU64>,
     open_netns_fds: Gauge,
+    membership_stale: Gauge,
     backend: Family<BackendLabel, Gauge>,
 }
 
@@ -147,6 +148,7 @@ impl Metrics {
             ztunnels: Gauge::default(),
             start_to_ready: Gauge::default(),
             open_netns_fds: Gauge::default(),
+            membership_stale: Gauge::default(),
             backend: Family::default(),
         };
         metrics.register(&mut registry);
@@ -197,6 +199,11 @@ impl Metrics {
             "sluice_open_netns_fds",
             "Network namespaces that the agent holds open",
             self.open_netns_fds.clone(),
+        );
+        to.register(
+            "sluice_membership_stale",
+            "1 while the membership file, by which the plugin goes without an agent, cannot be written",
+            self.membership_stale.clone(),
         );
         to.register("sluice_backend_info", "The backend in use", self.backend.clone());
     }
@@ -260,6 +267,11 @@ impl Metrics {
     /// So many network namespaces are held open.
     pub fn set_open_netns_fds(&self, count: usize) {
         self.open_netns_fds.set(clamp(count));
+    }
+
+    /// Whether the membership file is an old one, since it cannot be written.
+    pub fn set_membership_stale(&self, stale: bool) {
+        self.membership_stale.set(stale.into());
     }
 
     /// This backend is in use; none other is any more.
@@ -366,6 +378,7 @@ mod tests {
         metrics.ready_after(Duration::from_millis(1500));
         metrics.ready_after(Duration::from_secs(99));
         metrics.set_open_netns_fds(4);
+        metrics.set_membership_stale(true);
         metrics.set_backend("iptables");
         metrics.set_backend("nftables");
         let text = metrics.render();
@@ -382,6 +395,7 @@ mod tests {
             "ztunnel_connected 2",
             "sluice_start_to_ready_seconds 1.5",
             "sluice_open_netns_fds 4",
+            "sluice_membership_stale 1",
             "sluice_backend_info{kind=\"nftables\"} 1",
             concat!("sluice_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {

@@ -144,6 +144,12 @@ impl Members {
         }
     }
 
+    /// Whether the last try to write the file failed: without an agent, the plugin would go by an old one.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.on_disk.borrow().failure.is_some()
+    }
+
     /// What the plugin would do for a pod of this namespace with no agent to ask.
     #[must_use]
     pub fn without_source(&self, namespace: &str) -> Fallback {

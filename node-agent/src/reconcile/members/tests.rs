@@ -81,6 +81,7 @@ async fn a_write_that_fails_is_told_and_tried_again() {
     members.synced();
     let why = members.settled().await.unwrap_err();
     assert!(why.contains(MEMBERSHIP_FILE), "{why}");
+    assert!(members.is_stale());
     std::fs::remove_dir_all(&path).unwrap();
     let written = async {
         while members.settled().await.is_err() {
@@ -88,6 +89,7 @@ async fn a_write_that_fails_is_told_and_tried_again() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), written).await.unwrap();
+    assert!(!members.is_stale());
     assert_eq!(in_file(&dir).namespaces.len(), 0);
 }
 
