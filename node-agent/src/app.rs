@@ -56,7 +56,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let members = Members::open(&config.state_dir, config.when_agent_unavailable)
         .with_context(|| format!("stateDir {}", config.state_dir.display()))?;
     let registry = Arc::new(Registry::default());
-    let trust = Arc::new(choices::trust(config, &pool, &journal));
+    let trust = Arc::new(choices::trust(config, &kernel, backend, &pool, &journal));
     let remembered = journal.pods().unwrap_or_default();
     let captured = choices::captured_before(&pool, remembered).await;
     let host = choices::probes(config, backend, &pool, &metrics, captured).await?;

@@ -14,7 +14,7 @@ use sluice_shared::enroll::Overrides;
 use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
-use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, Stage};
+use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -43,26 +43,43 @@ pub(super) fn backend(config: &Config, kernel: &LinuxKernel) -> anyhow::Result<(
         BackendChoice::Nftables => Some(Backend::Nftables),
         BackendChoice::Iptables => Some(Backend::Iptables),
     };
-    let sample = plan::redirect(
+    let (backend, because) =
+        kernel.probe_backends(&sample(config), only).context("no backend works on this node")?;
+    tracing::info!(%backend, because, "backend chosen");
+    Ok((backend, Choice { chosen: backend.to_string(), because }))
+}
+
+/// A plan with everything in it that this configuration may ask for, but the mark guard.
+fn sample(config: &Config) -> RedirectPlan {
+    plan::redirect(
         &Overrides::default(),
         &config.redirect_config(),
         Stage::Redirect(Older::AnyMidStream),
         ProbeDoor::Snat { v4: config.probe_source_v4, v6: config.probe_source_v6 },
         MarkGuard::Off,
         Hold::Drop,
-    );
-    let (backend, because) = kernel.probe_backends(&sample, only).context("no backend works on this node")?;
-    tracing::info!(%backend, because, "backend chosen");
-    Ok((backend, Choice { chosen: backend.to_string(), because }))
+    )
 }
 
-/// Whose marks are trusted.
-pub(super) fn trust(config: &Config, pool: &Arc<Pool>, journal: &Journal) -> Trust {
+/// Whose marks are trusted. A guard that the kernel refuses would keep every pod out of the mesh: it is off then.
+pub(super) fn trust(
+    config: &Config,
+    kernel: &LinuxKernel,
+    backend: Backend,
+    pool: &Arc<Pool>,
+    journal: &Journal,
+) -> Trust {
     match config.mark_guard {
         MarkGuardChoice::Off => {
             Trust::anybody(journal.clone(), "markGuard is off in the configuration".into())
         }
-        MarkGuardChoice::Auto => Trust::by_cgroup(Arc::clone(pool), journal.clone()),
+        MarkGuardChoice::Auto => match kernel.guard_works(backend, &sample(config)) {
+            Ok(()) => Trust::by_cgroup(Arc::clone(pool), journal.clone()),
+            Err(error) => {
+                tracing::warn!(%error, "the mark guard is off: a pod with CAP_NET_ADMIN can pass for ztunnel");
+                Trust::anybody(journal.clone(), format!("rules by cgroup do not work on this node: {error}"))
+            }
+        },
     }
 }
 

@@ -1,12 +1,13 @@
 //! Which backend a node gets, found by trying.
 
 use crate::child;
-use crate::fixture::{Ns, kernel, plan};
+use crate::fixture::{Ns, Way, kernel, plan};
 use sluice_agent::kernel::linux::LinuxKernel;
 use sluice_agent::kernel::linux::iptables::Variant;
 use sluice_agent::kernel::{Kernel, KernelError};
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::op::KernelOp;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 pub const TESTS: &[(&str, fn())] = &[
@@ -15,6 +16,8 @@ pub const TESTS: &[(&str, fn())] = &[
     ("iptables_programs_are_found_by_trying", iptables_found),
     ("without_programs_iptables_says_what_is_missing", without_programs),
     ("a_script_that_fails_names_its_line", failing_script),
+    ("the_mark_guard_is_tried_as_the_plan_is", guard),
+    ("a_mark_guard_that_iptables_refuses_is_found_out", guard_refused),
     ("trying_host_rules_leaves_the_host_alone", try_host),
 ];
 
@@ -47,6 +50,33 @@ fn without_programs() {
         assert!(said.contains(program), "{said}");
     }
     assert!(said.contains("No such file"), "{said}");
+}
+
+fn guard() {
+    for way in Way::ALL {
+        let kernel = kernel();
+        if let Way::Iptables(variant) = way {
+            kernel.use_iptables(variant);
+        }
+        kernel.guard_works(way.backend(), &plan()).expect("this kernel can");
+    }
+}
+
+/// An iptables that takes every plan but one with a guard.
+fn guard_refused() {
+    let installed = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"]
+        .map(|parent| Path::new(parent).join("xtables"));
+    let installed = installed.iter().find(|path| path.is_dir()).expect("iptables' extensions");
+    // On the tests' own /run.
+    let directory = Path::new("/run/xtables-without-cgroup");
+    std::fs::create_dir_all(directory).expect("make a directory");
+    for extension in std::fs::read_dir(installed).expect("list").flatten() {
+        if extension.file_name() != "libxt_cgroup.so" {
+            symlink(extension.path(), directory.join(extension.file_name())).expect("link");
+        }
+    }
+    let said = child::guard_with_extensions_in(directory);
+    assert!(said.starts_with("Err") && said.contains("cgroup"), "{said}");
 }
 
 fn failing_script() {

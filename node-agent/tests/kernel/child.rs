@@ -30,6 +30,11 @@ pub fn is_task() -> bool {
             println!("{hearing:?}");
         }
         ["probe-iptables"] => println!("{:?}", kernel().probe_backends(&plan(), Some(Backend::Iptables))),
+        ["guard-iptables"] => {
+            let kernel = kernel();
+            kernel.probe_backends(&plan(), Some(Backend::Iptables)).expect("a plan without a guard works");
+            println!("{:?}", kernel.guard_works(Backend::Iptables, &plan()));
+        }
         _ => panic!("unknown task {task}"),
     }
     true
@@ -52,6 +57,12 @@ pub fn hears_without(capability: &str) -> String {
 pub fn probe_iptables_without_programs() -> String {
     let mut command = Command::new(std::env::current_exe().expect("own path"));
     output(command.env(TASK, "probe-iptables").env("PATH", "/nonexistent"))
+}
+
+/// What the mark guard's probe says where iptables has only the extensions in a directory.
+pub fn guard_with_extensions_in(directory: &Path) -> String {
+    let mut command = Command::new(std::env::current_exe().expect("own path"));
+    output(command.env(TASK, "guard-iptables").env("XTABLES_LIBDIR", directory))
 }
 
 fn output(command: &mut Command) -> String {

@@ -6,7 +6,8 @@ use super::{LinuxKernel, carry_out, observed_rules};
 use crate::kernel::KernelError;
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::RedirectPlan;
+use sluice_shared::plan::{CgroupRef, MarkGuard, RedirectPlan};
+use std::collections::BTreeSet;
 use std::io;
 
 impl LinuxKernel {
@@ -67,6 +68,19 @@ impl LinuxKernel {
             source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
             detail: failures.join("; "),
         })
+    }
+
+    /// Whether rules can tell ztunnel's sockets by their cgroup: tries `plan` with a guard in a scratch namespace. A
+    /// kernel may lack the match (nf_tables has it since 5.13), and iptables the extension.
+    ///
+    /// # Errors
+    /// Says why not; every plan with a guard would then be refused.
+    pub fn guard_works(&self, backend: Backend, plan: &RedirectPlan) -> Result<(), KernelError> {
+        let variant = (backend == Backend::Iptables).then(|| self.variant()).transpose()?;
+        // The root: nf_tables compares any number, and iptables finds this path wherever it finds one.
+        let root = CgroupRef { level: 1, id: 1, path: "/".into() };
+        let guard = MarkGuard::Cgroups(BTreeSet::from([root]));
+        try_plan(&RedirectPlan { guard, ..plan.clone() }, backend, variant)
     }
 
     /// Tries host rules in a scratch namespace, so that the host is not touched to find out what its kernel can do.
