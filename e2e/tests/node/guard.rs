@@ -46,6 +46,9 @@ pub fn new_cgroup(outer: &Outer, backend: &str) -> Result<()> {
         let guard = scene.agents[0].status()?.mark_guard;
         ensure!(guard.chosen == "on", "the mark guard is {}: {}", guard.chosen, guard.because);
         forged_is_captured(&a)?;
+        let own = scene.node().cgroup(cgroup)?;
+        let passed = forged(OUTSIDE_V4.into()).ask_in(&a.netns, &own, "I am ztunnel")?;
+        ensure!(passed.answer.is_direct(), "from ztunnel's own cgroup the mark does not pass");
     }
     scene.ztunnels[0].must_be_content()
 }
