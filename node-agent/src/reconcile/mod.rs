@@ -8,7 +8,9 @@ mod host;
 mod join;
 mod leave;
 mod members;
+mod message;
 mod pod;
+mod sandbox;
 mod showing;
 mod sockets;
 mod verify;
@@ -20,10 +22,11 @@ mod tests;
 
 pub use host::HostTable;
 pub use members::Members;
+pub use message::Message;
 pub use view::NodeView;
 pub use ztunnel::{Trust, ZtunnelHooks, keep_hold};
 
-use crate::journal::{Journal, Sandbox};
+use crate::journal::Journal;
 use crate::kernel::{Netns, Pool};
 use crate::metrics::Metrics;
 use crate::source::{CniCall, Event};
@@ -32,12 +35,12 @@ use crate::zds;
 use sluice_shared::admin::PodStatus;
 use sluice_shared::cni::code;
 use sluice_shared::enroll::EnrollPolicy;
-use sluice_shared::facts::{NamespaceFacts, PodFacts};
+use sluice_shared::facts::NamespaceFacts;
 use sluice_shared::ids::{NetnsId, PodUid};
 use sluice_shared::lower::Backend;
 use sluice_shared::membership::Fallback;
 use sluice_shared::plan::{Hold, RedirectConfig};
-use sluice_shared::wire::{Attachment, AttachmentId, Reply, Verb};
+use sluice_shared::wire::{Attachment, Reply, Verb};
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -97,61 +100,6 @@ pub struct Context {
 /// What the source shows of namespaces: written by the switchboard, read by every pod.
 #[derive(Default)]
 pub struct Namespaces(RwLock<HashMap<String, NamespaceFacts>>);
-
-/// What a pod's task is told. Tasks take them one by one.
-pub enum Message {
-    /// The source shows the pod, or no longer does.
-    Facts(Option<Box<PodFacts>>),
-    /// What was remembered of the pod from before a restart. Answered when it is part of ztunnel's snapshot, or found
-    /// not to be there any more.
-    Remembered(Sandbox, oneshot::Sender<()>),
-    /// The source has shown everything that was there at the start; what concerns the pod is before this in its mailbox.
-    Synced,
-    /// Something that the pod's plan depends on has changed. Answered when the pod has acted on it.
-    Resettle(Option<oneshot::Sender<()>>),
-    /// The plugin: a sandbox was made.
-    Add {
-        /// Which.
-        attachment: Attachment,
-        /// Its namespace, as handed over.
-        netns: OwnedFd,
-        /// When the answer must be there.
-        deadline: Instant,
-        /// Where it goes.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// The plugin: a sandbox goes away.
-    Del {
-        /// Which.
-        attachment: Attachment,
-        /// Where the answer goes.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// The plugin: is what ADD did still there?
-    Check {
-        /// Which sandbox.
-        attachment: Attachment,
-        /// Where the answer goes.
-        reply: oneshot::Sender<Reply>,
-    },
-    /// The runtime's list of valid attachments: forget the pod's if it is not among them.
-    Retain(Arc<BTreeSet<AttachmentId>>),
-    /// Something in the pod's namespace may have changed.
-    Look,
-    /// A ztunnel answered for the pod.
-    Answered {
-        /// Which connection.
-        connection: u64,
-        /// What it said.
-        answer: Result<(), String>,
-    },
-    /// A ztunnel's connection is gone.
-    Disconnected(u64),
-    /// Another pod has been handed this namespace: let go of it, and say so when it is done.
-    Yield(NetnsId, oneshot::Sender<()>),
-    /// `sluicectl why`: look afresh, and tell.
-    Inspect(oneshot::Sender<PodStatus>),
-}
 
 /// Passes events on.
 pub struct Reconciler {
