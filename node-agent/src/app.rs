@@ -59,7 +59,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let trust = Arc::new(choices::trust(config, &kernel, backend, &pool, &journal));
     let remembered = journal.pods().unwrap_or_default();
     let captured = choices::captured_before(&pool, remembered).await;
-    let host = choices::probes(config, backend, &pool, &metrics, captured).await?;
+    let host = choices::probes(config, backend, &pool, &metrics, &journal, captured).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);

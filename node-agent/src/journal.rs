@@ -1,10 +1,11 @@
 //! What one boot remembers, in `/run/sluice`: one file a pod, written so that a restart of the agent finds every pod
-//! again, and one for the cgroups whose marks are trusted. A tmpfs: a reboot empties it, as it does the namespaces.
+//! again, one for the cgroups whose marks are trusted, and one for how the host's table looked. A tmpfs: a reboot empties it, as it does the namespaces.
 //!
 //! A file is replaced by rename, so that a reader never sees half of one. What cannot be read is set aside with a
 //! warning: the pod is then found again by its next event, never mistaken for another.
 
 use crate::durable;
+use crate::kernel::Fingerprint;
 use serde::{Deserialize, Serialize};
 use sluice_shared::ids::{NetnsId, PodRef, PodUid};
 use sluice_shared::plan::CgroupRef;
@@ -50,6 +51,11 @@ struct Versioned<T> {
 #[derive(Serialize, Deserialize)]
 struct Guard {
     cgroups: BTreeSet<CgroupRef>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct HostTable {
+    fingerprint: u64,
 }
 
 /// The directory of these files.
@@ -126,6 +132,29 @@ impl Journal {
             Err(e) => {
                 set_aside(&path, &e.to_string());
                 BTreeSet::new()
+            }
+        }
+    }
+
+    /// Remembers how the host's table looked when it was last written.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn remember_host_table(&self, fingerprint: Fingerprint) -> io::Result<()> {
+        let table = HostTable { fingerprint: fingerprint.0 };
+        durable::replace(&self.dir.join("host-table.json"), &encode(&table)?, durable::Sync::No)
+    }
+
+    /// How the host's table looked when it was last written, if that is known.
+    #[must_use]
+    pub fn host_table(&self) -> Option<Fingerprint> {
+        let path = self.dir.join("host-table.json");
+        match decode::<HostTable>(&path) {
+            Ok(table) => Some(Fingerprint(table.fingerprint)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => {
+                set_aside(&path, &e.to_string());
+                None
             }
         }
     }

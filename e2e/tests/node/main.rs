@@ -19,10 +19,11 @@ fn main() {
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
     for backend in BACKENDS {
-        let on_each: [(&str, OnBackend); 5] = [
+        let on_each: [(&str, OnBackend); 6] = [
             ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),
             ("probes_by_source_reach_declared_ports_only", probes::source),
             ("no_probe_passes_with_none", probes::none),
+            ("probes_pass_over_a_restart_of_the_agent", probes::over_a_restart),
             ("ipv6_is_left_alone_when_off", ipv6::off),
             ("drift_is_healed_in_time_or_twice_that_when_loaded", times::of_drift),
         ];
@@ -30,9 +31,5 @@ fn main() {
             tests.push(test(format!("{backend}::{name}"), move |outer: &Outer| body(outer, backend)));
         }
     }
-    // An agent that starts on iptables clears the host's table before it writes it: there some probes are captured.
-    tests.push(test("nftables::probes_pass_over_a_restart_of_the_agent", |outer: &Outer| {
-        probes::over_a_restart(outer, "nftables")
-    }));
     suite::run("node", tests);
 }

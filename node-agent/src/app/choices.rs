@@ -104,6 +104,7 @@ pub(super) async fn probes(
     backend: Backend,
     pool: &Arc<Pool>,
     metrics: &Metrics,
+    journal: &Journal,
     pods: BTreeMap<PodUid, Vec<IpAddr>>,
 ) -> anyhow::Result<HostTable> {
     let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
@@ -112,11 +113,23 @@ pub(super) async fn probes(
             HostTable::closed(Arc::clone(pool), backend, metrics.clone(), "chosen by the configuration")
         }
         ProbesChoice::Source => table("chosen by the configuration"),
-        ProbesChoice::Snat => snat(config, backend, pool, metrics, pods, "chosen by the configuration")
-            .await
-            .context("probes: snat does not work on this node; auto would take another strategy")?,
+        ProbesChoice::Snat => {
+            snat(config, backend, pool, metrics, journal, pods, "chosen by the configuration")
+                .await
+                .context("probes: snat does not work on this node; auto would take another strategy")?
+        }
         ProbesChoice::Auto => {
-            match snat(config, backend, pool, metrics, pods, "the host takes the rules that it needs").await {
+            match snat(
+                config,
+                backend,
+                pool,
+                metrics,
+                journal,
+                pods,
+                "the host takes the rules that it needs",
+            )
+            .await
+            {
                 Ok(table) => table,
                 Err(error) => table(&format!("snat does not work here: {error:#}")),
             }
@@ -135,13 +148,16 @@ async fn snat(
     backend: Backend,
     pool: &Arc<Pool>,
     metrics: &Metrics,
+    journal: &Journal,
     pods: BTreeMap<PodUid, Vec<IpAddr>>,
     because: &str,
 ) -> anyhow::Result<HostTable> {
     let kubelet = find_kubelet(pool, &config.kubelet_cgroup).await?;
     let plan =
         HostPlan { kubelet, source_v4: config.probe_source_v4, source_v6: config.probe_source_v6, pods };
-    let table = HostTable::snat(Arc::clone(pool), backend, metrics.clone(), plan, because).await;
+    let table =
+        HostTable::snat(Arc::clone(pool), backend, metrics.clone(), plan, Some(journal.clone()), because)
+            .await;
     table.context("the host refuses the rules")
 }
 

@@ -5,6 +5,7 @@
 //! Pods come and go at once, and a commit writes and reads back the whole table. So what the table should say is noted
 //! first, and one commit at a time puts in force whatever has been noted until then: the others find theirs done.
 
+use crate::journal::Journal;
 use crate::kernel::{Fingerprint, KernelError, Pool};
 use crate::metrics::{DriftObject, KernelStep, Metrics};
 use sluice_shared::admin::Choice;
@@ -41,6 +42,8 @@ struct Snat {
     wanted: std::sync::Mutex<Wanted>,
     /// What the kernel showed after the last commit; `None` when that failed. Locked by whoever commits.
     committed: Mutex<Option<Fingerprint>>,
+    /// Where it is remembered for the agent's next start.
+    journal: Option<Journal>,
 }
 
 /// What the table should say.
@@ -68,7 +71,8 @@ impl HostTable {
     }
 
     /// Probes pass by the source that the host's table gives to the kubelet's connections. The table is installed, with
-    /// the pods that `plan` knows from before a restart, to see whether the host lets it.
+    /// the pods that `plan` knows from before a restart, to see whether the host lets it. A table that is as the journal
+    /// remembers it is replaced, with no moment without the door.
     ///
     /// # Errors
     /// The kernel's refusal.
@@ -77,9 +81,12 @@ impl HostTable {
         backend: Backend,
         metrics: Metrics,
         plan: HostPlan,
+        journal: Option<Journal>,
         because: &str,
     ) -> Result<Self, KernelError> {
-        let committed = write(&kernel, backend, plan.clone(), None).await?;
+        let former = journal.as_ref().and_then(Journal::host_table);
+        let committed = write(&kernel, backend, plan.clone(), former).await?;
+        remember(journal.as_ref(), committed);
         let because = format!("{because}; the kubelet is the cgroup /{}", plan.kubelet.path);
         let choice = Choice { chosen: "snat".into(), because };
         let snat = Snat {
@@ -87,6 +94,7 @@ impl HostTable {
             source_v6: plan.source_v6,
             wanted: std::sync::Mutex::new(Wanted { plan, revision: 0, tried: 0 }),
             committed: Mutex::new(committed),
+            journal,
         };
         Ok(Self { kernel, backend, metrics, choice, strategy: Strategy::Snat(Box::new(snat)) })
     }
@@ -224,6 +232,7 @@ impl HostTable {
                 None
             }
         };
+        remember(snat.journal.as_ref(), *committed);
         snat.wanted().tried = revision;
     }
 }
@@ -231,6 +240,15 @@ impl HostTable {
 impl Snat {
     fn wanted(&self) -> MutexGuard<'_, Wanted> {
         self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// For the agent's next start.
+fn remember(journal: Option<&Journal>, committed: Option<Fingerprint>) {
+    if let (Some(journal), Some(fingerprint)) = (journal, committed)
+        && let Err(error) = journal.remember_host_table(fingerprint)
+    {
+        tracing::warn!(%error, "the host's table will be built anew when the agent restarts");
     }
 }
 

@@ -39,7 +39,7 @@ fn lifecycle(backend: Backend) {
 
 async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backend, plan: HostPlan) {
     let metrics = Metrics::new();
-    let table = HostTable::snat(Arc::clone(&pool), backend, metrics.clone(), plan.clone(), "a test")
+    let table = HostTable::snat(Arc::clone(&pool), backend, metrics.clone(), plan.clone(), None, "a test")
         .await
         .expect("this kernel takes the host's table");
     let with_one = shown(kernel).expect("installed");

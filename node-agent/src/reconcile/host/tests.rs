@@ -18,7 +18,7 @@ fn pool(kernel: &RecordingKernel) -> Arc<Pool> {
 }
 
 async fn table(kernel: &RecordingKernel, backend: Backend) -> HostTable {
-    HostTable::snat(pool(kernel), backend, Metrics::new(), plan(), "a test").await.unwrap()
+    HostTable::snat(pool(kernel), backend, Metrics::new(), plan(), None, "a test").await.unwrap()
 }
 
 fn uid(number: usize) -> PodUid {
@@ -40,8 +40,9 @@ fn in_force(kernel: &RecordingKernel, step: fn(&HostPlan) -> HostStep<'_>, pods:
 async fn pods_of_a_former_run_are_in_the_first_table() {
     let kernel = RecordingKernel::default();
     let plan = HostPlan { pods: BTreeMap::from([(uid(1), vec![ip(1)])]), ..plan() };
-    let table =
-        HostTable::snat(pool(&kernel), Backend::Nftables, Metrics::new(), plan, "a test").await.unwrap();
+    let table = HostTable::snat(pool(&kernel), Backend::Nftables, Metrics::new(), plan, None, "a test")
+        .await
+        .unwrap();
     assert!(in_force(&kernel, |plan| HostStep::Install(plan), &[1]));
     table.admit(&uid(1), &[ip(1)]).await;
     assert_eq!(kernel.log().len(), 1, "a pod that is in the table already costs nothing");
@@ -133,4 +134,25 @@ async fn a_former_runs_table_goes_and_a_host_without_one_is_left_alone() {
     drop(kernel.take_log());
     later.remove().await;
     assert!(kernel.log().is_empty());
+}
+
+#[tokio::test]
+async fn a_table_that_is_as_the_journal_remembers_it_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    let kernel = RecordingKernel::default();
+    let plan = plan();
+    let started = async || {
+        let (pool, journal) = (pool(&kernel), Some(journal.clone()));
+        HostTable::snat(pool, Backend::Iptables, Metrics::new(), plan.clone(), journal, "a test")
+            .await
+            .unwrap();
+        kernel.log().last().unwrap().1.clone()
+    };
+    let [install, replace] =
+        [HostStep::Install(&plan), HostStep::Replace(&plan)].map(|step| host::lower(Backend::Iptables, step));
+    assert_eq!(started().await, install);
+    assert_eq!(started().await, replace);
+    kernel.tamper_rules(Place::Host, Some(Fingerprint(7)));
+    assert_eq!(started().await, install);
 }
