@@ -1,6 +1,7 @@
 //! A reconciler in a box: a recording kernel below it, a scripted ztunnel beside it.
 
 use super::super::*;
+use crate::kernel::TcpSocket;
 use crate::kernel::fake::{Place, RecordingKernel};
 use crate::zds;
 use sluice_shared::admin::State;
@@ -9,7 +10,7 @@ use sluice_shared::facts::StringMap;
 use sluice_shared::ids::PodRef;
 use sluice_shared::membership::WhenAgentUnavailable;
 use sluice_shared::op::KernelOp;
-use sluice_shared::plan::{self, MarkGuard, ProbeDoor, Stage};
+use sluice_shared::plan::{self, Flow, MarkGuard, ProbeDoor, Stage};
 use sluice_shared::wire::AttachmentId;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Mutex;
@@ -225,4 +226,27 @@ pub fn planned(stage: Stage) -> plan::RedirectPlan {
         MarkGuard::Off,
         Hold::Drop,
     )
+}
+
+/// A pod that runs, is in the mesh and is captured.
+pub async fn with_a_captured_pod() -> (Boxed, Ztunnel, NetnsId) {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.running_pod("u1").await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    (agent, ztunnel, id)
+}
+
+/// A connection of the pod's that ztunnel has nothing to do with.
+pub fn direct() -> Flow {
+    Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) }
+}
+
+/// ztunnel's half of one that it proxies.
+pub fn proxied() -> TcpSocket {
+    let flow =
+        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
+    TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }
 }

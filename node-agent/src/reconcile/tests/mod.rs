@@ -5,10 +5,12 @@ mod fixture;
 use super::*;
 use crate::kernel::fake::Place;
 use crate::kernel::{Fingerprint, TcpSocket};
-use fixture::{Boxed, PORTS, attachment, eventually, planned, pod, start, start_in};
+use fixture::{
+    Boxed, PORTS, attachment, direct, eventually, planned, pod, proxied, start, start_in, with_a_captured_pod,
+};
 use sluice_shared::admin::State;
 use sluice_shared::lower::{Step, lower};
-use sluice_shared::plan::{Flow, Older, Stage};
+use sluice_shared::plan::{Older, Stage};
 use std::sync::atomic::Ordering;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +60,7 @@ async fn a_running_pod_joins_after_ztunnel_and_keeps_exactly_its_older_connectio
     let agent = start().await;
     let ztunnel = agent.ztunnel().await;
     let id = agent.running_pod("u1").await;
-    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    let flow = direct();
     let socket = TcpSocket { flow, state: 1, mark: 0, cgroup: None };
     agent.kernel.set_sockets(id, vec![socket]);
     agent.synced().await;
@@ -78,15 +80,8 @@ async fn a_running_pod_joins_after_ztunnel_and_keeps_exactly_its_older_connectio
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaving_waits_for_proxied_connections_then_takes_everything_away() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
-    let flow =
-        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
-    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    let (agent, ztunnel, id) = with_a_captured_pod().await;
+    agent.kernel.set_sockets(id, vec![proxied()]);
     agent.namespace("demo", None).await;
     agent.becomes("u1", State::Draining).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
@@ -100,15 +95,8 @@ async fn leaving_waits_for_proxied_connections_then_takes_everything_away() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leaving_pod_that_is_wanted_again_is_captured_again() {
-    let agent = start().await;
-    let _ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
-    let flow =
-        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
-    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
+    agent.kernel.set_sockets(id, vec![proxied()]);
     agent.namespace("demo", None).await;
     agent.becomes("u1", State::Draining).await;
     agent.namespace("demo", Some("ambient")).await;
@@ -117,12 +105,7 @@ async fn a_leaving_pod_that_is_wanted_again_is_captured_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drift_is_put_right_and_counted() {
-    let agent = start().await;
-    let _ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
     drop(agent.kernel.take_log());
     for (count, rules) in [(1, None), (2, Some(Fingerprint(7)))] {
         agent.kernel.tamper_rules(Place::Pod(id), rules);
@@ -140,12 +123,7 @@ async fn drift_is_put_right_and_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_not_enabled_while_ztunnel_is_away_or_does_not_listen() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
+    let (agent, ztunnel, id) = with_a_captured_pod().await;
     ztunnel.task.abort();
     agent.becomes("u1", State::Pending).await;
     let ztunnel = agent.ztunnel().await;
@@ -186,7 +164,7 @@ async fn a_restarted_agent_serves_its_pods_before_any_source_speaks_and_keeps_wh
     let Boxed { kernel, dir, cx, zds: server, .. } = agent;
     server.close().await;
     drop(cx);
-    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    let flow = direct();
     kernel.set_kept(id, [flow].into());
     drop(kernel.take_log());
 
@@ -267,15 +245,8 @@ async fn a_failing_kernel_fails_the_add_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_pod_is_released_without_a_drain() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
-    let flow =
-        Flow { local: ("127.0.0.1".parse().unwrap(), 15001), remote: ("10.0.0.2".parse().unwrap(), 4000) };
-    agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0x539, cgroup: None }]);
+    let (agent, ztunnel, id) = with_a_captured_pod().await;
+    agent.kernel.set_sockets(id, vec![proxied()]);
     let mut done = pod("u1", Some("/run/netns/u1".into()));
     done.phase = sluice_shared::facts::Phase::Succeeded;
     agent.events.send(Event::Pod(Box::new(done))).await.unwrap();
@@ -285,12 +256,7 @@ async fn a_finished_pod_is_released_without_a_drain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_annotation_changes_a_live_pods_rules_at_once() {
-    let agent = start().await;
-    let _ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
     let mut facts = pod("u1", Some("/run/netns/u1".into()));
     facts.annotations.insert("ambient.istio.io/dns-capture".into(), "false".into());
     agent.events.send(Event::Pod(Box::new(facts))).await.unwrap();
@@ -319,12 +285,7 @@ async fn a_pod_that_was_handed_over_by_a_wrong_name_is_handed_over_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_plan_could_not_be_replaced_is_not_enabled() {
-    let agent = start().await;
-    let _ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
     for _ in 0..3 {
         agent.kernel.fail_next(Place::Pod(id), libc::ENOMEM);
     }
@@ -380,7 +341,7 @@ async fn an_enrolment_that_was_cut_short_is_finished() {
     let _ztunnel = agent.ztunnel().await;
     let id = agent.running_pod("u1").await;
     agent.kernel.tamper_rules(Place::Pod(id), Some(Fingerprint(7)));
-    let flow = Flow { local: ("10.0.0.2".parse().unwrap(), 4000), remote: ("10.9.9.9".parse().unwrap(), 80) };
+    let flow = direct();
     agent.kernel.set_sockets(id, vec![TcpSocket { flow, state: 1, mark: 0, cgroup: None }]);
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
@@ -392,12 +353,7 @@ async fn an_enrolment_that_was_cut_short_is_finished() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn somebody_who_takes_rules_away_in_a_loop_keeps_nobody_busy() {
-    let agent = start().await;
-    let _ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Enabled).await;
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
     drop(agent.kernel.take_log());
     for _ in 0..100 {
         agent.kernel.tamper_rules(Place::Pod(id), None);
