@@ -75,6 +75,7 @@ fn defaults_are_what_the_reference_says() {
         drain_timeout: Duration::from_secs(3600),
         hold_timeout: Some(Duration::from_secs(30)),
         add_timeout: Duration::from_secs(8),
+        host_proc: PathBuf::from("/proc"),
         host_netns: PathBuf::from("/proc/self/ns/net"),
         kubelet_cgroup: KubeletCgroup::Auto,
         mark_guard: MarkGuardChoice::Auto,
@@ -108,6 +109,16 @@ fn flags_win_over_variables_over_the_file_over_defaults() {
 }
 
 #[test]
+fn the_hosts_network_is_that_of_its_first_process_where_its_procfs_is_mounted_elsewhere() {
+    let resolved = |extra: &[&str]| {
+        let flags = ["--source=file", "--pods-file=/p", "--host-proc=/host/proc"];
+        resolve(&[&flags[..], extra].concat(), &env()).unwrap().host_netns
+    };
+    assert_eq!(resolved(&[]), PathBuf::from("/host/proc/1/ns/net"));
+    assert_eq!(resolved(&["--host-netns=/proc/self/ns/net"]), PathBuf::from("/proc/self/ns/net"));
+}
+
+#[test]
 fn every_key_can_be_written_everywhere() {
     let values: BTreeMap<&str, (&str, &str)> = BTreeMap::from([
         ("source", ("file", "file")),
@@ -135,6 +146,7 @@ fn every_key_can_be_written_everywhere() {
         ("drainTimeoutSeconds", ("5", "5")),
         ("holdTimeoutSeconds", ("0", "0")),
         ("addTimeoutSeconds", ("3", "3")),
+        ("hostProc", ("/q", "/q")),
         ("hostNetns", ("/h", "/h")),
         ("kubeletCgroup", ("/k", "/k")),
         ("markGuard", ("off", "off")),

@@ -193,11 +193,19 @@ pub static KEYS: &[Key] = &[
               `/system.slice/kubelet.service`. `auto` finds it from the running kubelet.",
     },
     Key {
-        name: "hostNetns",
+        name: "hostProc",
         kind: Kind::Path,
-        default: Default::Text("/proc/self/ns/net"),
+        default: Default::Text("/proc"),
+        doc: "Where the host's procfs is mounted. A container without hostPID mounts the host's /proc, for example at \
+              /host/proc, and names that: ztunnel's and the kubelet's processes are looked up there.",
+    },
+    Key {
+        name: "hostNetns",
+        kind: Kind::OptionalPath,
+        default: Default::Text(""),
         doc: "The host's network namespace: where the probe strategy `snat` has its table, and where pods' rules are \
-              never written. An agent that does not use the host's network names it as `/proc/1/ns/net` of the host.",
+              never written. Empty is the agent's own, or with `hostProc` elsewhere than /proc, that of the host's \
+              process 1.",
     },
     Key {
         name: "kernelThreads",

@@ -70,7 +70,9 @@ pub struct Config {
     pub hold_timeout: Option<Duration>,
     /// `addTimeoutSeconds`; below the plugin's own limit, so that the agent's answer arrives first.
     pub add_timeout: Duration,
-    /// `hostNetns`
+    /// `hostProc`
+    pub host_proc: PathBuf,
+    /// `hostNetns`, or what follows from `hostProc`.
     pub host_netns: PathBuf,
     /// `kubeletCgroup`
     pub kubelet_cgroup: KubeletCgroup,

@@ -9,7 +9,7 @@ use super::{
 use sluice_shared::enroll::EnablementSelector;
 use sluice_shared::membership::WhenAgentUnavailable;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -52,7 +52,8 @@ impl Config {
             drain_timeout: raw.seconds("drainTimeoutSeconds")?,
             hold_timeout: Some(raw.seconds("holdTimeoutSeconds")?).filter(|time| !time.is_zero()),
             add_timeout: raw.seconds("addTimeoutSeconds")?,
-            host_netns: raw.parsed("hostNetns")?,
+            host_proc: raw.parsed("hostProc")?,
+            host_netns: host_netns(raw)?,
             kubelet_cgroup: match raw.text("kubeletCgroup")? {
                 "auto" => KubeletCgroup::Auto,
                 path => KubeletCgroup::Path(PathBuf::from(path)),
@@ -86,6 +87,16 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Without hostPID, and perhaps without hostNetwork, only the host's first process is sure to be in its network.
+fn host_netns(raw: &RawConfig) -> Result<PathBuf, ConfigError> {
+    let proc = Path::new(raw.text("hostProc")?);
+    Ok(match raw.text("hostNetns")? {
+        "" if proc == Path::new("/proc") => PathBuf::from("/proc/self/ns/net"),
+        "" => proc.join("1/ns/net"),
+        named => PathBuf::from(named),
+    })
 }
 
 fn source(raw: &RawConfig) -> Result<Source, ConfigError> {
