@@ -5,7 +5,8 @@
 //! | [`contract`] | the numbers, names and paths that belong to ztunnel, istiod and the CNI spec, and ours |
 //! | [`ids`] | small checked values: pod uid, netns id, interface name, mark |
 //! | [`cni`] | the CNI spec as types: netconf, CNI_ARGS, results, errors |
-//! | [`conflist`] | our entry in the primary CNI's list, put in and taken out as text |
+//! | [`conflist`] | our entry in the primary CNI's list as text, and which file it goes into, how and when |
+//! | [`install`] | what installer, agent and plugin tell each other by files: state, intent, lease |
 //! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
 //! | [`membership`] | the file that lets the plugin decide with no agent to ask |
 //! | [`facts`], [`selector`], [`enroll`] | who is in the mesh, and why |
@@ -25,6 +26,7 @@ pub mod enroll;
 pub mod facts;
 pub mod host;
 pub mod ids;
+pub mod install;
 pub mod iptables;
 pub mod lower;
 pub mod membership;

@@ -3,6 +3,7 @@
 use crate::runtime::{Call, Node, Outcome, PATIENCE, Sandbox};
 use crate::scripted::listening;
 use nix::sys::socket::Backlog;
+use sluice_shared::install::Lease;
 
 const RESULT: &str = r#"{"cniVersion":"1.0.0","ips":[]}"#;
 
@@ -81,4 +82,34 @@ fn a_socket_that_nobody_listens_on_is_an_absent_agent() {
     let outcome = run("ADD", &node, &sandbox, "shop");
     outcome.printed(RESULT);
     assert!(outcome.took < PATIENCE && outcome.stderr.contains("refused"), "{outcome:?}");
+}
+
+#[test]
+fn what_an_uninstall_has_left_behind_holds_nobody_back() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    std::fs::write(node.membership(), r#"{"version":1,"namespaces":{"shop":"in"}}"#).unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+    let uptime = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap().tv_sec();
+    let now = u64::try_from(uptime).unwrap();
+    let lease = |boot: &str, renewed: u64, horizon: u64, released: bool| {
+        let lease = Lease { version: 1, boot: boot.to_owned(), renewed, horizon, released };
+        std::fs::write(node.lease(), lease.to_bytes()).unwrap();
+        ["ADD", "CHECK"].map(|verb| run(verb, &node, &sandbox, "shop"))
+    };
+    let waits = |outcomes: [Outcome; 2]| outcomes.map(|outcome| outcome.error("1.0.0", 11));
+    let passes = |outcomes: [Outcome; 2], why: &str| {
+        outcomes[0].printed(RESULT);
+        outcomes[1].printed("");
+        assert!(outcomes.iter().all(|outcome| outcome.stderr.contains(why)), "{outcomes:?}");
+    };
+    let long_ago = now.saturating_sub(30);
+    passes(lease(&boot, now, 3600, true), "uninstalled");
+    passes(lease(&boot, long_ago, 0, false), "longer than its lease");
+    passes(lease("an older boot", u64::MAX, 0, false), "longer than its lease");
+    waits(lease(&boot, now, 3600, false));
+    waits(lease(&boot, long_ago, 3600, false));
+    // The clock of this boot counts, not how long the node was off.
+    waits(lease("an older boot", 0, now + 3600, false));
+    std::fs::write(node.lease(), "garbage").unwrap();
+    run("ADD", &node, &sandbox, "shop").error("1.0.0", 11);
 }

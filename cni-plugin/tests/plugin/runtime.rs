@@ -52,6 +52,10 @@ impl Node {
         self.dir.path().join("membership.json")
     }
 
+    pub fn lease(&self) -> PathBuf {
+        self.dir.path().join("lease.json")
+    }
+
     /// A netconf for this node, as text, with prevResult put in byte for byte.
     pub fn conf(&self, version: &str, prev_result: Option<&str>) -> String {
         self.conf_with(version, prev_result, &json!({}))

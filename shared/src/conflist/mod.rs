@@ -4,8 +4,30 @@
 //! to whoever wrote them. So the list is read only to find places in the text, and every byte that is not our entry
 //! (or the comma in front of it) stays. What [`insert`] did, [`remove`] undoes to the byte.
 
+//!
+//! | module | what it decides |
+//! |---|---|
+//! | `directory` | which file is the primary's |
+//! | `way` | drop-in, in place or a list of our own |
+//! | `chain` | what is to be written and removed, in which order |
+//! | `pace` | when to write, and whether somebody fights us |
+//! | `writer` | who that may be |
+
+mod chain;
+mod directory;
+mod pace;
 #[cfg(test)]
 mod tests;
+mod way;
+mod writer;
+
+pub use chain::{Chained, Plan, Step, Wish, leave, plan};
+pub use directory::{
+    DROP_IN_FILE, Directory, DropIn, File, OWNED_NAMES, Primary, is_configuration, is_parked,
+};
+pub use pace::{Fight, Pace};
+pub use way::{DropIns, Runtime, Way};
+pub use writer::suspect;
 
 use crate::cni::{ExemptPod, LogLevel, NetConf, NetConfError, SpecVersion};
 use serde::{Deserialize, Serialize};
@@ -122,6 +144,108 @@ pub fn contains(text: &str) -> Result<bool, ConflistError> {
     Ok(List::read(text)?.plugins.iter().any(|(_, ours)| *ours))
 }
 
+/// Whether our entry is in the list once, says what it should, and is behind somebody.
+///
+/// It need not be the last: another mesh that appends itself behind us is no reason to write, and two that both insist
+/// on the last place would never end.
+///
+/// # Errors
+/// When the text is not a list, or the entry is one that the plugin would refuse.
+pub fn stands(text: &str, entry: &Entry) -> Result<bool, ConflistError> {
+    let (list, entry) = (List::read(text)?, entry.to_text()?);
+    let mut ours = list.plugins.iter().enumerate().filter(|(_, (_, ours))| *ours);
+    Ok(match (ours.next(), ours.next()) {
+        (Some((1.., (place, _))), None) => same_json(&text[place.clone()], &entry),
+        _ => false,
+    })
+}
+
+/// A list made of the configuration of a single plugin (`.conf`), which stays in it to the byte, and our entry.
+/// Network name and version are those of the plugin: a runtime takes the list for the same network.
+///
+/// # Errors
+/// When the text is not such a configuration, or speaks a version that we do not.
+pub fn wrap(text: &str, entry: &Entry) -> Result<String, ConflistError> {
+    #[derive(Deserialize)]
+    struct Single<'a> {
+        #[serde(borrow, rename = "cniVersion", default)]
+        version: Option<&'a RawValue>,
+        #[serde(borrow)]
+        name: &'a RawValue,
+    }
+    let head = Head::read(text)?;
+    if head.plugins.is_some() {
+        return Err(ConflistError::NotAList("it is a list already".to_owned()));
+    }
+    let single: Single<'_> = serde_json::from_str(text).map_err(unread)?;
+    let version = single.version.ok_or_else(|| ConflistError::Version(String::new()))?.get();
+    let spoken = serde_json::from_str::<String>(version).ok();
+    if spoken.as_deref().and_then(SpecVersion::parse).is_none() {
+        return Err(ConflistError::Version(spoken.unwrap_or_else(|| version.to_owned())));
+    }
+    let (name, body, entry) = (single.name.get(), text.trim_matches(WHITE_SPACE), entry.to_text()?);
+    Ok(format!("{{\"cniVersion\":{version},\"name\":{name},\"plugins\":[{body},{entry}]}}\n"))
+}
+
+/// Our entry as a file of its own, for runtimes that add the files of a directory to a list.
+///
+/// # Errors
+/// When it is one that the plugin would refuse.
+pub fn drop_in(entry: &Entry) -> Result<String, ConflistError> {
+    Ok(entry.to_text()? + "\n")
+}
+
+/// What a configuration says about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Head {
+    /// The network's name.
+    name: Option<String>,
+    /// The types of its plugins; `None` for the configuration of a single one.
+    plugins: Option<Vec<String>>,
+    /// The type of a single plugin.
+    kind: Option<String>,
+    /// `loadOnlyInlinedPlugins`, which some write as a string.
+    only_inlined: bool,
+}
+
+impl Head {
+    fn read(text: &str) -> Result<Self, ConflistError> {
+        if text.len() > MAX_CONFLIST {
+            return Err(ConflistError::TooLong);
+        }
+        let value: serde_json::Value = serde_json::from_str(text).map_err(unread)?;
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let plugins = value.get("plugins").map(|plugins| {
+            let plugins = plugins.as_array().map(Vec::as_slice).unwrap_or_default();
+            plugins.iter().filter_map(|plugin| plugin.get("type").and_then(text)).collect()
+        });
+        let only_inlined = value.get("loadOnlyInlinedPlugins");
+        let head = Self {
+            name: value.get("name").and_then(text),
+            plugins,
+            kind: value.get("type").and_then(text),
+            // Whatever is not clearly "no" counts as "yes".
+            only_inlined: !only_inlined.is_none_or(|value| {
+                value.as_bool() == Some(false)
+                    || value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("false"))
+            }),
+        };
+        match (&head.plugins, &head.kind) {
+            (None, None) => {
+                Err(ConflistError::NotAList("it has neither \"plugins\" nor \"type\"".to_owned()))
+            }
+            _ => Ok(head),
+        }
+    }
+}
+
+fn unread(e: serde_json::Error) -> ConflistError {
+    match e.is_eof() {
+        true => ConflistError::CutOff(e.to_string()),
+        false => ConflistError::NotAList(e.to_string()),
+    }
+}
+
 impl List {
     fn read(text: &str) -> Result<Self, ConflistError> {
         #[derive(Deserialize)]
@@ -143,10 +267,7 @@ impl List {
         if text.len() > MAX_CONFLIST {
             return Err(ConflistError::TooLong);
         }
-        let document: Document<'_> = serde_json::from_str(text).map_err(|e| match e.is_eof() {
-            true => ConflistError::CutOff(e.to_string()),
-            false => ConflistError::NotAList(e.to_string()),
-        })?;
+        let document: Document<'_> = serde_json::from_str(text).map_err(unread)?;
         let plugins = match (document.plugins, document.r#type) {
             (Some(plugins), _) => plugins,
             (None, Some(_)) => return Err(ConflistError::SinglePlugin),
@@ -210,6 +331,14 @@ impl Entry {
         let netconf = format!("{{\"cniVersion\":\"{}\",{}", SpecVersion::LATEST, &text[1..]);
         NetConf::parse(netconf.as_bytes()).and_then(|conf| conf.settings()).map_err(ConflistError::Entry)?;
         Ok(text)
+    }
+}
+
+impl ConflistError {
+    /// Whether somebody may be just writing the file, so that looking again may help.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::CutOff(_) | Self::NotAList(_))
     }
 }
 

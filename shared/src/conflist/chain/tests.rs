@@ -1,0 +1,222 @@
+use super::*;
+
+const LIST: &str = "{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plugins\":[{\"type\":\"ptp\"}]}\n";
+const CHAINED: &str = "{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plugins\":[{\"type\":\"ptp\"},{\"type\":\"sluice-cni\"}]}\n";
+const SINGLE: &str = "{ \"cniVersion\": \"0.4.0\", \"name\": \"ovn\", \"type\": \"ovn\", \"x\": \"1\" }\n";
+const WRAPPED: &str = "{\"cniVersion\":\"0.4.0\",\"name\":\"ovn\",\"plugins\":[{ \"cniVersion\": \"0.4.0\", \"name\": \
+                       \"ovn\", \"type\": \"ovn\", \"x\": \"1\" },{\"type\":\"sluice-cni\"}]}\n";
+const OURS: &str = "{\"type\":\"sluice-cni\"}\n";
+const MULTUS: &str = r#"{"cniVersion":"1.0.0","name":"m","type":"multus"}"#;
+static ENTRY: Entry = Entry {
+    agent_socket: None,
+    state_dir: None,
+    timeout_seconds: None,
+    log_level: None,
+    exempt_pods: Vec::new(),
+};
+
+fn wish() -> Wish<'static> {
+    Wish {
+        entry: &ENTRY,
+        way: None,
+        drop_ins: DropIns::Unknown,
+        auxiliary_chain: None,
+        may_add: true,
+        outlive: false,
+    }
+}
+
+fn directory(files: &[(&str, &str)], drop_ins: &[(&str, &str)]) -> Directory {
+    let files = files.iter().map(|(name, text)| File { name: (*name).into(), text: Ok((*text).into()) });
+    let drop_ins = drop_ins
+        .iter()
+        .map(|(network, text)| super::super::DropIn { network: (*network).into(), text: Ok((*text).into()) });
+    Directory { files: files.collect(), drop_ins: drop_ins.collect() }
+}
+
+/// What a directory is after a plan.
+fn after(mut directory: Directory, steps: &[Step]) -> Directory {
+    for step in steps {
+        let files = &mut directory.files;
+        match step.clone() {
+            Step::Edit { file, from, to } => {
+                let found = files.iter_mut().find(|found| found.name == file).unwrap();
+                assert_eq!(found.text, Ok(from));
+                found.text = Ok(to);
+            }
+            Step::PutOwned { file, text, .. } => {
+                files.retain(|found| found.name != file);
+                files.push(File { name: file, text: Ok(text) });
+            }
+            Step::RemoveOwned { file } => files.retain(|found| found.name != file),
+            Step::PutDropIn { network, text } => {
+                directory.drop_ins.retain(|found| found.network != network);
+                directory.drop_ins.push(super::super::DropIn { network, text: Ok(text) });
+            }
+            Step::RemoveDropIn { network } => directory.drop_ins.retain(|found| found.network != network),
+        }
+        let ours = directory.files.iter().filter(|file| contains(file.text.as_ref().unwrap()) == Ok(true));
+        assert!(ours.count() + directory.drop_ins.len() <= 2, "more than the plan found: {directory:?}");
+    }
+    directory.files.sort_by(|a, b| a.name.cmp(&b.name));
+    directory
+}
+
+#[track_caller]
+fn settles(from: Directory, wish: &Wish<'_>, to: &Directory) -> Chained {
+    let Plan { steps, outcome } = plan(&from, wish);
+    let found = after(from, &steps);
+    assert_eq!(&found, to);
+    assert_eq!(plan(&found, wish).steps, [], "a second look finds nothing to do");
+    outcome.unwrap()
+}
+
+#[test]
+fn each_way_by_runtime_and_file() {
+    let list = || directory(&[("10-p.conflist", LIST)], &[]);
+    let chained = settles(list(), &wish(), &directory(&[("10-p.conflist", CHAINED)], &[]));
+    assert_eq!((chained.way, chained.file.as_str()), (Way::InPlace, "10-p.conflist"));
+    let new = Wish { drop_ins: DropIns::Added, ..wish() };
+    let chained = settles(list(), &new, &directory(&[("10-p.conflist", LIST)], &[("net", OURS)]));
+    assert_eq!((chained.way, chained.file.as_str()), (Way::DropIn, "net/90-sluice.conf"));
+    let owned = directory(&[("00-sluice.conflist", WRAPPED), ("10-p.conf", SINGLE)], &[]);
+    let chained = settles(directory(&[("10-p.conf", SINGLE)], &[]), &new, &owned);
+    assert_eq!((chained.way, chained.file.as_str()), (Way::Owned, "00-sluice.conflist"));
+    let owned = Wish { way: Some(Way::Owned), ..wish() };
+    let chained =
+        settles(list(), &owned, &directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", LIST)], &[]));
+    assert_eq!(chained.primary.as_deref(), Some("10-p.conflist"));
+}
+
+#[test]
+fn never_two_at_once_and_what_goes_goes_first() {
+    let all = directory(
+        &[
+            ("00-sluice.conflist", CHAINED),
+            ("0-sluice.conflist.cilium_bak", CHAINED),
+            ("10-p.conflist", CHAINED),
+            ("20-other.conflist", CHAINED),
+        ],
+        &[("net", OURS), ("old", OURS)],
+    );
+    let others = ("20-other.conflist", LIST);
+    for (way, wanted) in [
+        (Way::DropIn, directory(&[("10-p.conflist", LIST), others], &[("net", OURS)])),
+        (Way::InPlace, directory(&[("10-p.conflist", CHAINED), others], &[])),
+        (Way::Owned, directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", LIST), others], &[])),
+    ] {
+        let wish = Wish { way: Some(way), ..wish() };
+        let Plan { steps, outcome } = plan(&all, &wish);
+        assert_eq!(outcome.unwrap().way, way);
+        assert!(steps.iter().all(Step::takes_away), "{steps:?}");
+        let mut found = all.clone();
+        for step in &steps {
+            found = match step {
+                Step::Edit { file, to, .. } => {
+                    found.files.iter_mut().find(|found| found.name == *file).unwrap().text = Ok(to.clone());
+                    found
+                }
+                Step::RemoveOwned { file } => {
+                    found.files.retain(|found| found.name != *file);
+                    found
+                }
+                Step::RemoveDropIn { network } => {
+                    found.drop_ins.retain(|found| found.network != *network);
+                    found
+                }
+                other => panic!("{other:?}"),
+            };
+        }
+        assert_eq!(found, wanted, "{way:?}");
+    }
+    let mut left = all.clone();
+    for step in leave(&all) {
+        if let Step::Edit { file, to, .. } = step {
+            left.files.iter_mut().find(|found| found.name == file).unwrap().text = Ok(to);
+        } else if let Step::RemoveOwned { file } = step {
+            left.files.retain(|found| found.name != file);
+        } else {
+            left.drop_ins.pop();
+        }
+    }
+    assert_eq!(left, directory(&[("10-p.conflist", LIST), others], &[]));
+}
+
+#[test]
+fn nothing_is_added_before_the_agent_serves_and_what_is_there_is_kept_true() {
+    let early = Wish { may_add: false, ..wish() };
+    let owned = Wish { way: Some(Way::Owned), ..early.clone() };
+    let fresh = directory(&[("10-p.conflist", LIST)], &[]);
+    for wish in [&early, &owned, &Wish { drop_ins: DropIns::Added, ..early.clone() }] {
+        let Plan { steps, outcome } = plan(&fresh, wish);
+        assert!(steps.is_empty() && outcome.unwrap_err().contains("does not serve yet"));
+    }
+    let newer = LIST.replace("ptp", "bridge");
+    let there = directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", &newer)], &[]);
+    let follows = CHAINED.replace("ptp", "bridge");
+    settles(there, &owned, &directory(&[("00-sluice.conflist", &follows), ("10-p.conflist", &newer)], &[]));
+    let old = CHAINED.replace("\"sluice-cni\"", "\"sluice-cni\",\"timeoutSeconds\":3");
+    settles(
+        directory(&[("10-p.conflist", &old)], &[]),
+        &early,
+        &directory(&[("10-p.conflist", CHAINED)], &[]),
+    );
+}
+
+#[test]
+fn a_file_that_is_half_written_changes_nothing() {
+    for half in ["", "{\"cniVersion\":\"1.0", "{}"] {
+        let owned = directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", half)], &[("net", OURS)]);
+        for way in [None, Some(Way::DropIn), Some(Way::InPlace), Some(Way::Owned)] {
+            let Plan { steps, outcome } = plan(&owned, &Wish { way, ..wish() });
+            assert!(steps.is_empty() && outcome.is_err(), "{half:?}: {steps:?}");
+        }
+    }
+}
+
+#[test]
+fn our_own_list_goes_with_the_primarys_but_for_a_reboot() {
+    let alone = directory(&[("00-sluice.conflist", CHAINED)], &[("net", OURS)]);
+    let gone = plan(&alone, &wish()).steps;
+    assert_eq!(gone, [Step::RemoveOwned { file: "00-sluice.conflist".into() }], "the drop-in stays");
+    assert_eq!(plan(&alone, &Wish { outlive: true, ..wish() }).steps, []);
+}
+
+#[test]
+fn behind_multus_its_primary_is_joined_and_never_shadowed() {
+    let both = [("00-multus.conf", MULTUS), ("10-p.conflist", LIST)];
+    let wanted = directory(&[("00-multus.conf", MULTUS), ("10-p.conflist", CHAINED)], &[]);
+    settles(directory(&both, &[]), &wish(), &wanted);
+    let single = directory(&[("00-multus.conf", MULTUS), ("10-p.conf", SINGLE)], &[]);
+    for way in [None, Some(Way::Owned)] {
+        let Plan { steps, outcome } = plan(&single, &Wish { way, ..wish() });
+        assert!(steps.is_empty() && outcome.unwrap_err().contains("auxiliary"));
+    }
+    let vendor = Wish { auxiliary_chain: Some("vendor-cni-chain"), ..wish() };
+    let names = [("00-multus.conf", MULTUS), ("10-p.conf", SINGLE)];
+    settles(single, &vendor, &directory(&names, &[("vendor-cni-chain", OURS)]));
+}
+
+#[test]
+fn a_list_that_cannot_take_us_is_left() {
+    let newer = LIST.replace("1.0.0", "9.0.0");
+    let there = directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", &newer)], &[]);
+    let Plan { steps, outcome } = plan(&there, &Wish { way: Some(Way::Owned), ..wish() });
+    assert!(outcome.unwrap_err().contains("9.0.0"));
+    assert_eq!(steps, [Step::RemoveOwned { file: "00-sluice.conflist".into() }]);
+}
+
+#[test]
+fn a_drop_in_stays_while_nobody_has_asked_the_runtime() {
+    let there = directory(&[("10-p.conflist", LIST)], &[("net", OURS)]);
+    assert_eq!(plan(&there, &wish()).steps, []);
+    let old = Wish { drop_ins: DropIns::Ignored, ..wish() };
+    settles(there, &old, &directory(&[("10-p.conflist", CHAINED)], &[]));
+}
+
+#[test]
+fn a_mesh_that_appends_itself_behind_us_is_no_reason_to_write() {
+    let behind = CHAINED.replace("\"sluice-cni\"}", "\"sluice-cni\"},{\"type\":\"linkerd-cni\"}");
+    let there = directory(&[("10-p.conflist", &behind)], &[]);
+    assert_eq!(plan(&there, &wish()).steps, []);
+}
