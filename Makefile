@@ -68,6 +68,22 @@ demo: setup build ## Show pods, ztunnel and packets on this machine, and write t
 lab: setup build ## Open a shell in the lab (needs root)
 	$(SLUICE_BIN_DIR)/sluice-lab shell
 
+.PHONY: cluster-bin
+cluster-bin: ## Build upstream Kubernetes, etcd and containerd into target/cluster/bin (needs Go)
+	@ci/cluster
+
+.PHONY: cluster-up
+cluster-up: setup build cluster-bin ## Start Kubernetes on this machine, in the background (needs root)
+	$(SLUICE_BIN_DIR)/sluice-cluster up
+
+.PHONY: cluster-down
+cluster-down: ## End it; nothing of it is left
+	$(SLUICE_BIN_DIR)/sluice-cluster down
+
+.PHONY: cluster-shell
+cluster-shell: ## Open a shell with kubectl ready
+	$(SLUICE_BIN_DIR)/sluice-cluster shell
+
 .PHONY: fuzz
 fuzz: ## Fuzz whatever parses foreign bytes, FUZZ_SECONDS (10) for each target
 	@ci/fuzz

@@ -1,8 +1,10 @@
-//! cgroup v2 directories of the lab: `<cgroup2>/sluice-lab-<pid>/…`.
+//! cgroup v2 directories of the lab: `<cgroup2>/sluice-lab-<pid>/…`. Those of the same name in cgroup v1 hierarchies,
+//! where [`super::hierarchies`] makes some, live and end with them.
 //!
 //! The lab holds a shared lock on its directory for as long as it lives, so that a later start tells a dead lab's
 //! directories from a living one's, whatever pid namespaces are between them.
 
+use super::hierarchies::Hierarchy;
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
@@ -71,9 +73,18 @@ impl Cgroups {
         &self.root
     }
 
+    /// The lab's own directory, by name: the same in every hierarchy.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.root.file_name().and_then(std::ffi::OsStr::to_str).unwrap_or_default()
+    }
+
     /// Ends what still runs in the lab's cgroups and removes them.
     pub fn remove(&self) {
         kill_and_remove(&self.root);
+        for hierarchy in beside_v2() {
+            kill_and_remove(&hierarchy.join(self.name()));
+        }
     }
 }
 
@@ -162,11 +173,27 @@ fn remove_stale(mount: &Path) -> Result<()> {
             kill_and_remove(&dir);
         }
     }
+    for hierarchy in beside_v2() {
+        let Ok(entries) = std::fs::read_dir(&hierarchy) else { continue };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            // The v2 directory is made before those in v1 and removed before them.
+            if name.to_string_lossy().starts_with(PREFIX) && !mount.join(&name).exists() {
+                kill_and_remove(&entry.path());
+            }
+        }
+    }
     Ok(())
 }
 
+/// Where the cgroup v1 hierarchies are mounted.
+fn beside_v2() -> Vec<PathBuf> {
+    let all = Hierarchy::all().unwrap_or_default();
+    all.into_iter().filter(|hierarchy| !hierarchy.is_v2()).map(|hierarchy| hierarchy.mount).collect()
+}
+
 /// Removes a tree of cgroups, the deepest first, ending what runs in it.
-fn kill_and_remove(dir: &Path) {
+pub(super) fn kill_and_remove(dir: &Path) {
     let begun = Instant::now();
     // Not there before kernel 5.14: then the directories stay until what runs in them ends.
     let _ = std::fs::write(dir.join("cgroup.kill"), "1");

@@ -1,6 +1,6 @@
 //! The lab's parts, from the outside in.
 //!
-//! [`outer`] makes the private world and dies with everything in it; [`netns`], [`cgroup`] and [`process`] are its
+//! [`outer`] makes the private world and dies with everything in it; [`netns`], [`cgroup`], [`hierarchies`] and [`process`] are its
 //! raw materials; [`topology`] builds a fabric, nodes, pods and an outside host of them, and [`cni`] attaches pods as
 //! a container runtime does; [`traffic`] and [`capture`] send packets and look at them; [`agent`] and [`ztunnel`]
 //! drive the programs under test; [`report`] says what held.
@@ -9,6 +9,7 @@ pub mod agent;
 pub mod capture;
 pub mod cgroup;
 pub mod cni;
+pub mod hierarchies;
 pub mod netns;
 pub mod outer;
 pub mod pod;

@@ -79,6 +79,13 @@ impl Launch {
         self
     }
 
+    /// With more arguments.
+    #[must_use]
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
     /// With one more environment variable.
     #[must_use]
     pub fn env(mut self, key: &str, value: impl AsRef<OsStr>) -> Self {
@@ -201,12 +208,29 @@ impl Process {
     /// # Errors
     /// When it runs nothing, or does not end in time.
     pub fn stop_child(mut self, patience: Duration) -> Result<ExitStatus> {
-        let pid = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
-        let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
-        let child = child.with_context(|| format!("{} runs nothing", self.name))?;
-        kill(Pid::from_raw(child), Signal::SIGTERM)?;
+        kill(Pid::from_raw(self.child_pid()?), Signal::SIGTERM)?;
         self.until_ended(patience)
+    }
+
+    /// As [`Process::kill`] for what it runs in its turn, and waits for its own end too.
+    ///
+    /// # Errors
+    /// When it runs nothing, or does not end in time.
+    pub fn kill_child(mut self, patience: Duration) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.child_pid()?), Signal::SIGKILL)?;
+        self.until_ended(patience)
+    }
+
+    /// The process id of what it runs in its turn, in the lab's pid namespace.
+    ///
+    /// # Errors
+    /// When it runs nothing.
+    pub fn child_pid(&self) -> Result<i32> {
+        let pid = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+            .with_context(|| format!("{} has ended", self.name))?;
+        let child = children.split_whitespace().next().and_then(|child| child.parse().ok());
+        child.with_context(|| format!("{} runs nothing", self.name))
     }
 
     /// Stops it as an init system does: SIGTERM, and SIGKILL if it has not ended in `patience`.

@@ -1,0 +1,80 @@
+//! The primary CNIs: what each leaves in `/etc/cni/net.d` of its nodes, with our entry at the end when it is wanted.
+
+use super::address;
+use crate::lab::process::binary;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+
+/// Which primary CNI a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Primary {
+    /// ptp, host-local and portmap, with leases that a reboot forgets: kindnet.
+    Kindnet,
+    /// A bridge, host-local and portmap: flannel.
+    Flannel,
+}
+
+impl Primary {
+    /// The one that node `index` has: they alternate.
+    #[must_use]
+    pub fn of_node(index: u8) -> Self {
+        if index % 2 == 1 { Self::Kindnet } else { Self::Flannel }
+    }
+
+    /// The file that it leaves.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Kindnet => "10-kindnet.conflist",
+            Self::Flannel => "10-flannel.conflist",
+        }
+    }
+
+    /// Its network configuration list for node `index`.
+    #[must_use]
+    pub fn list(self, index: u8) -> Value {
+        let (v4, v6) = address::pods(index);
+        let ranges = json!([[{"subnet": v4}], [{"subnet": v6}]]);
+        let routes = json!([{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]);
+        let portmap = json!({"type": "portmap", "capabilities": {"portMappings": true}});
+        match self {
+            Self::Kindnet => json!({"cniVersion": "1.0.0", "name": "kindnet", "plugins": [
+                {"type": "ptp", "ipMasq": false, "mtu": 1500,
+                 "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam-state", "routes": routes, "ranges": ranges}},
+                portmap]}),
+            Self::Flannel => json!({"cniVersion": "1.1.0", "name": "cbr0", "plugins": [
+                {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": false,
+                 "ipam": {"type": "host-local", "routes": routes, "ranges": ranges}},
+                portmap]}),
+        }
+    }
+}
+
+/// Writes a node's list, and with `chain_sluice` our plugin into `bin` and our entry at the list's end, as the
+/// installer's program renders it.
+///
+/// # Errors
+/// When a program of ours is not built, or a file cannot be written.
+pub fn install(index: u8, conf: &Path, bin: &Path, chain_sluice: bool) -> Result<()> {
+    let primary = Primary::of_node(index);
+    let path = conf.join(primary.file_name());
+    let plain = serde_json::to_string_pretty(&primary.list(index))?;
+    crate::lab::write_whole(&path, &plain)?;
+    if !chain_sluice {
+        return Ok(());
+    }
+    let plugin = binary("sluice-cni")?;
+    std::fs::copy(&plugin, bin.join("sluice-cni")).with_context(|| format!("copy {}", plugin.display()))?;
+    let render = Command::new(binary("sluice-install")?)
+        .args(["render", "--conflist"])
+        .arg(&path)
+        // Both are part of what the plugin would wait for.
+        .args(["--exempt-pods", "sluice-system/sluice-agent", "--exempt-pods", "istio-system/ztunnel"])
+        .output()
+        .context("start sluice-install")?;
+    let said = String::from_utf8_lossy(&render.stderr);
+    ensure!(render.status.success(), "sluice-install render {}: {}", path.display(), said.trim());
+    crate::lab::write_whole(&path, &String::from_utf8(render.stdout)?)
+}

@@ -1,0 +1,390 @@
+//! A node: a host on the fabric with a mount, pid, uts, ipc and cgroup namespace of its own, and on it containerd, a
+//! kubelet and kube-proxy.
+//!
+//! What a node keeps over a reboot is its disk, a directory with `/var/lib`, `/var/log`, `/etc/cni` and `/opt`. The rest,
+//! `/run` with it, ends with the node's first process, as on a machine.
+
+pub mod containerd;
+pub mod enter;
+pub mod init;
+pub mod kube_proxy;
+pub mod kubelet;
+
+use super::pki::Authority;
+use super::programs::Programs;
+use super::progress::Progress;
+use super::{Options, address, chain};
+use crate::lab::hierarchies::Subtree;
+use crate::lab::netns::Netns;
+use crate::lab::process::{Launch, Process, binary};
+use crate::lab::{eventually, write_whole};
+use anyhow::{Context, Result, bail, ensure};
+use enter::Place;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a program may take to come up or to end, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A node. Dropping it ends it, with all that runs on it.
+pub struct Node {
+    name: String,
+    index: u8,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+    place: Place,
+    fabric: Netns,
+    programs: Programs,
+    logs: PathBuf,
+    progress: Progress,
+    cgroups: Subtree,
+    running: Mutex<Running>,
+}
+
+/// What ends with a reboot.
+#[derive(Default)]
+struct Running {
+    netns: Option<Netns>,
+    kubelet: Option<Process>,
+    kube_proxy: Option<Process>,
+    containerd: Option<Process>,
+    init: Option<Process>,
+}
+
+/// What a node is made of.
+pub struct Site<'a> {
+    /// The fabric.
+    pub fabric: &'a Netns,
+    /// The upstream programs.
+    pub programs: &'a Programs,
+    /// The cluster's directory.
+    pub dir: &'a Path,
+    /// The cgroup of the whole cluster.
+    pub cgroups: &'a Subtree,
+    /// Who says what happens.
+    pub progress: &'a Progress,
+}
+
+impl Node {
+    /// Makes node `index`'s disk and certificates; nothing runs yet.
+    ///
+    /// # Errors
+    /// When a file or a cgroup cannot be made.
+    pub fn prepare(site: &Site<'_>, index: u8, authority: &Authority, options: &Options) -> Result<Self> {
+        let name = format!("node{index}");
+        let (v4, v6) = address::node(index);
+        let place = Place::create(&site.dir.join("nodes").join(&name))?;
+        let bin = place.disk("opt/cni/bin");
+        for plugin in std::fs::read_dir(site.programs.cni()).context("list the CNI plugins")? {
+            let plugin = plugin?;
+            std::fs::copy(plugin.path(), bin.join(plugin.file_name())).context("copy a CNI plugin")?;
+        }
+        chain::install(index, &place.disk("etc/cni/net.d"), &bin, options.chain_sluice)?;
+        containerd::configure(&place, site.programs)?;
+        kubelet::configure(&place, authority, &name, [v4.into(), v6.into()], options)?;
+        kube_proxy::configure(&place, authority, &name)?;
+        Ok(Self {
+            v4,
+            v6,
+            place,
+            fabric: site.fabric.clone(),
+            programs: site.programs.clone(),
+            logs: site.dir.join("logs"),
+            progress: site.progress.clone(),
+            cgroups: site.cgroups.below(&name)?,
+            running: Mutex::default(),
+            index,
+            name,
+        })
+    }
+
+    /// Starts the machine and its containerd, and loads `images`. The kubelet comes later: it needs the API server.
+    ///
+    /// # Errors
+    /// Which part did not come up, and what it said last.
+    pub fn boot(&self, images: &[PathBuf]) -> Result<()> {
+        self.power_on()?;
+        self.start_containerd()?;
+        images.iter().try_for_each(|image| self.load_image(image))
+    }
+
+    /// Its name, as Kubernetes knows it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address on the fabric, IPv4.
+    #[must_use]
+    pub fn v4(&self) -> Ipv4Addr {
+        self.v4
+    }
+
+    /// Its address on the fabric, IPv6.
+    #[must_use]
+    pub fn v6(&self) -> Ipv6Addr {
+        self.v6
+    }
+
+    /// The fabric's end of its link: `node1`, for captures of all that the node sends and receives.
+    #[must_use]
+    pub fn link(&self) -> &str {
+        &self.name
+    }
+
+    /// Its network namespace: another one after each reboot.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn netns(&self) -> Result<Netns> {
+        self.lock().netns.clone().with_context(|| format!("{} is off", self.name))
+    }
+
+    /// Its cgroup, in every hierarchy. What runs on the node sees it as the root.
+    #[must_use]
+    pub fn cgroup(&self) -> &Subtree {
+        &self.cgroups
+    }
+
+    /// Where a path of the node is for those outside of it, while the node is on.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn path(&self, inside: impl AsRef<Path>) -> Result<PathBuf> {
+        let root = PathBuf::from(format!("/proc/{}/root", self.place.init()?));
+        let inside = inside.as_ref();
+        Ok(root.join(inside.strip_prefix("/").unwrap_or(inside)))
+    }
+
+    /// The process id of the node's first process, outside of the node.
+    ///
+    /// # Errors
+    /// When it is off.
+    pub fn init(&self) -> Result<i32> {
+        self.place.init()
+    }
+
+    /// A command that runs a program on the node, as somebody who logged in would.
+    ///
+    /// # Errors
+    /// When this crate's own program is not built.
+    pub fn command<S: AsRef<std::ffi::OsStr>>(&self, program: &[S]) -> Result<Command> {
+        self.launch("user.slice", program)?.command()
+    }
+
+    /// Runs a program on the node that must succeed; returns its stdout.
+    ///
+    /// # Errors
+    /// With its stderr when it fails.
+    pub fn run(&self, program: &[&str]) -> Result<String> {
+        let output = self.output(program, b"")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{} on {}: {}", program.join(" "), self.name, said.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a program on the node to its end, with `input` on its stdin.
+    ///
+    /// # Errors
+    /// When it cannot be started. Its exit status is for the caller to judge.
+    pub fn output(&self, program: &[&str], input: &[u8]) -> Result<Output> {
+        self.fabric.output(&mut self.command(program)?, input)
+    }
+
+    /// Loads an OCI archive into containerd.
+    ///
+    /// # Errors
+    /// With `ctr`'s words.
+    pub fn load_image(&self, archive: &Path) -> Result<()> {
+        // From stdin, since the node sees other files than we do.
+        let mut import = self.command(&["ctr", "--namespace", "k8s.io", "images", "import", "-"])?;
+        let file = std::fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
+        let output = import.stdin(file).output().context("start ctr")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "load {} on {}: {}", archive.display(), self.name, said.trim());
+        Ok(())
+    }
+
+    /// Starts containerd, and returns when it answers.
+    ///
+    /// # Errors
+    /// When it runs already or does not come up.
+    pub fn start_containerd(&self) -> Result<()> {
+        ensure!(self.lock().containerd.is_none(), "containerd runs already on {}", self.name);
+        let program = ["containerd", "--config", containerd::CONFIG];
+        let mut process = self.start("containerd", &program)?;
+        let socket = self.path(containerd::SOCKET)?;
+        eventually("containerd to answer", PATIENCE, || {
+            process.must_run()?;
+            UnixStream::connect(&socket).context("connect to containerd")
+        })
+        .map_err(|why| why.context(process.last_words()))?;
+        self.lock().containerd = Some(process);
+        self.progress.say(&format!("{}: containerd is up", self.name));
+        Ok(())
+    }
+
+    /// Kills containerd; its containers go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_containerd(&self) -> Result<()> {
+        self.kill("containerd", |running| &mut running.containerd)
+    }
+
+    /// Starts the kubelet.
+    ///
+    /// # Errors
+    /// When it runs already or cannot be started. It gets ready later.
+    pub fn start_kubelet(&self) -> Result<()> {
+        ensure!(self.lock().kubelet.is_none(), "the kubelet runs already on {}", self.name);
+        let kubelet = self.start("kubelet", &kubelet::program(&self.name, self.v4, self.v6))?;
+        self.lock().kubelet = Some(kubelet);
+        Ok(())
+    }
+
+    /// Kills the kubelet; pods go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill_kubelet(&self) -> Result<()> {
+        self.kill("kubelet", |running| &mut running.kubelet)
+    }
+
+    /// Starts kube-proxy.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_kube_proxy(&self) -> Result<()> {
+        let kube_proxy = self.start("kube-proxy", &kube_proxy::program())?;
+        self.lock().kube_proxy = Some(kube_proxy);
+        Ok(())
+    }
+
+    /// Fails if something on it has ended by itself.
+    ///
+    /// # Errors
+    /// What, and its last words.
+    pub fn must_run(&self) -> Result<()> {
+        let mut running = self.lock();
+        let Running { kubelet, kube_proxy, containerd, init, .. } = &mut *running;
+        [init, containerd, kubelet, kube_proxy].into_iter().flatten().try_for_each(Process::must_run)
+    }
+
+    /// Cuts the power: everything that runs on the node ends at once, and `/run`, its network and its cgroups are gone.
+    ///
+    /// # Errors
+    /// When it is off already, or a cgroup stays.
+    pub fn power_off(&self) -> Result<()> {
+        let Running { netns, init, .. } = std::mem::take(&mut *self.lock());
+        let init = init.with_context(|| format!("{} is off", self.name))?;
+        init.kill_child(PATIENCE)?;
+        self.place.forget_init()?;
+        self.cgroups.remove()?;
+        netns.map_or(Ok(()), |netns| netns.remove())
+    }
+
+    /// Starts the machine, with what is on its disk. Nothing runs on it yet.
+    ///
+    /// # Errors
+    /// When it is on already, or a namespace cannot be made.
+    pub fn power_on(&self) -> Result<()> {
+        ensure!(self.lock().init.is_none(), "{} is on", self.name);
+        // Made anew after a reboot; with the same directories.
+        let cgroups = self.cgroups.below("init.scope")?;
+        self.place.write_cgroups(&self.cgroups)?;
+        let netns = self.connect()?;
+        let mut launch = Launch::new(binary("sluice-cluster")?, &netns).arg("boot").arg(self.place.dir());
+        launch = launch.arg(&self.name).arg(self.programs.dir());
+        let mut init = launch.start(&format!("{}-init", self.name), &self.logs)?;
+        let pid = eventually(&format!("{} to boot", self.name), PATIENCE, || {
+            init.must_run()?;
+            let pid = init.child_pid()?;
+            ensure!(self.place.is_booted(), "{} still boots", self.name);
+            Ok(pid)
+        })
+        .map_err(|why| why.context(init.last_words()))?;
+        drop(cgroups);
+        self.place.set_init(pid)?;
+        *self.lock() = Running { netns: Some(netns), init: Some(init), ..Running::default() };
+        Ok(())
+    }
+
+    /// A power cut, and everything started again: containerd, kubelet, kube-proxy.
+    ///
+    /// # Errors
+    /// When a part does not come up again.
+    pub fn reboot(&self) -> Result<()> {
+        self.power_off()?;
+        self.power_on()?;
+        self.start_containerd()?;
+        self.start_kubelet()?;
+        self.start_kube_proxy()
+    }
+
+    /// Its network namespace with one link to the fabric, and the fabric's routes to its pods.
+    fn connect(&self) -> Result<Netns> {
+        let Self { name, v4, v6, .. } = self;
+        let netns = super::host(&format!("cluster.{name}"))?;
+        let (pods_v4, pods_v6) = address::pods(self.index);
+        self.fabric.ip(&format!(
+            "link add {name} type veth peer name eth0 netns {}\n\
+             link set {name} master br0 up\n\
+             route replace {pods_v4} via {v4}\n\
+             route replace {pods_v6} via {v6}\n",
+            netns.name()
+        ))?;
+        netns.ip(&format!(
+            "addr add {v4}/24 dev eth0\n\
+             addr add {v6}/64 dev eth0 nodad\n\
+             link set eth0 up\n\
+             route add default via {}\n\
+             route add default via {}\n",
+            address::CONTROL_PLANE_V4,
+            address::CONTROL_PLANE_V6,
+        ))?;
+        for other in (1..=super::MAX_NODES).filter(|other| *other != self.index) {
+            let (v4, v6) = address::node(other);
+            let (pods_v4, pods_v6) = address::pods(other);
+            netns.ip(&format!("route add {pods_v4} via {v4}\nroute add {pods_v6} via {v6}\n"))?;
+        }
+        Ok(netns)
+    }
+
+    /// A program on the node, in a cgroup below the node's.
+    fn launch<S: AsRef<std::ffi::OsStr>>(&self, cgroup: &str, program: &[S]) -> Result<Launch> {
+        let launch = Launch::new(binary("sluice-cluster")?, &self.fabric);
+        let launch = launch.arg("enter").arg(self.place.dir()).arg("--cgroup").arg(cgroup).arg("--");
+        Ok(launch.args(program))
+    }
+
+    /// Starts a service of the node, as a service manager does: in a cgroup of its own.
+    fn start<S: AsRef<std::ffi::OsStr>>(&self, service: &str, program: &[S]) -> Result<Process> {
+        let launch = self.launch(&format!("system.slice/{service}.service"), program)?;
+        launch.start(&format!("{}-{service}", self.name), &self.logs)
+    }
+
+    fn kill(&self, what: &str, which: impl FnOnce(&mut Running) -> &mut Option<Process>) -> Result<()> {
+        let Some(process) = which(&mut self.lock()).take() else {
+            bail!("{what} does not run on {}", self.name)
+        };
+        process.kill_child(PATIENCE).map(drop)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Writes a node's configuration file, as YAML.
+fn write_config(place: &Place, inside: &str, config: &serde_json::Value) -> Result<()> {
+    let path = place.disk(inside.trim_start_matches('/'));
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
+    }
+    write_whole(&path, &serde_norway::to_string(config)?)
+}
