@@ -28,6 +28,10 @@ build: plugin ## Build every program, for debugging, and the static plugin
 plugin: ## Build the static plugin into target/plugin, and check its size
 	@ci/plugin
 
+.PHONY: images
+images: ## Build the container images into target/images as OCI archives, with no container engine
+	@ci/images
+
 .PHONY: check
 check: fmt clippy unit walls deny ## All that needs no root and no namespaces
 

@@ -70,7 +70,11 @@ async fn serve(listener: &tokio::net::TcpListener, name: &std::sync::Arc<str>) -
     }
 }
 
-async fn answer(mut stream: TcpStream, peer: SocketAddr, name: &str) -> std::io::Result<()> {
+/// Answers each line on a connection, until its client closes it.
+///
+/// # Errors
+/// When it breaks.
+pub async fn answer(mut stream: TcpStream, peer: SocketAddr, name: &str) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
     let (read, mut write) = stream.split();
