@@ -14,6 +14,7 @@ use crate::reconcile::{
 };
 use crate::source::cni::CniSource;
 use crate::source::file::FileSource;
+use crate::status::Sink;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
@@ -81,6 +82,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         hold: hold_now,
         watch: following,
         synced: watch::Sender::new(false),
+        status: Sink::nowhere(),
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
     });
@@ -123,6 +125,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         tracing::warn!(%error, "the plugin's socket ended badly");
     }
     zds_server.close().await;
+    if !cx.status.flush(LAST_WRITE_WITHIN).await {
+        tracing::warn!("not every pod's annotation is what it should be; the next agent mends that");
+    }
     // What the plugin goes by from now on. Before the source has said everything there is nothing to wait for.
     if *cx.synced.borrow()
         && let Ok(Err(error)) = tokio::time::timeout(LAST_WRITE_WITHIN, cx.members.settled()).await
@@ -193,6 +198,7 @@ async fn report(cx: Arc<Context>, health: Health, started: Instant) {
         }
         let handed = showings.iter().filter(|showing| showing.handed.is_some()).count();
         cx.metrics.set_open_netns_fds(handed);
+        cx.metrics.set_status_pending(cx.status.owed());
         cx.metrics.set_membership_stale(cx.members.is_stale());
         cx.metrics.set_ztunnels(cx.ztunnel.connections().len());
         let held = *cx.hold.borrow() == Hold::Drop && !*cx.ztunnel.any_ready().borrow();

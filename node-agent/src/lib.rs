@@ -13,6 +13,7 @@ pub mod names;
 pub mod reconcile;
 pub mod seqpacket;
 pub mod source;
+pub mod status;
 pub mod telemetry;
 pub mod visible;
 pub mod workloads;

@@ -29,6 +29,9 @@ pub struct Metrics {
     zds_nacks: Counter,
     source_errors: Family<SourceLabel, Counter>,
     plugin_requests: Family<RequestLabel, Counter>,
+    status_patches: Family<ResultLabel, Counter>,
+    status_pending: Gauge,
+    events: Family<ResultLabel, Counter>,
     ztunnels: Gauge,
     start_to_ready: Gauge<f64, AtomicU64>,
     open_netns_fds: Gauge,
@@ -124,6 +127,11 @@ struct RequestLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BackendLabel {
     kind: String,
 }
@@ -145,6 +153,9 @@ impl Metrics {
             zds_nacks: Counter::default(),
             source_errors: Family::default(),
             plugin_requests: Family::default(),
+            status_patches: Family::default(),
+            status_pending: Gauge::default(),
+            events: Family::default(),
             ztunnels: Gauge::default(),
             start_to_ready: Gauge::default(),
             open_netns_fds: Gauge::default(),
@@ -188,6 +199,17 @@ impl Metrics {
             "Requests of the CNI plugin, by the CNI error code of the answer (0 is success)",
             self.plugin_requests.clone(),
         );
+        to.register(
+            "sluice_status_patches",
+            "Writes of pods' annotations, by what became of them",
+            self.status_patches.clone(),
+        );
+        to.register(
+            "sluice_status_pending",
+            "Pods whose annotation is not yet what it should be",
+            self.status_pending.clone(),
+        );
+        to.register("sluice_events", "Events on pods, by what became of them", self.events.clone());
         to.register("ztunnel_connected", "Connections to ztunnel", self.ztunnels.clone());
         to.register_with_unit(
             "sluice_start_to_ready",
@@ -250,6 +272,21 @@ impl Metrics {
             Reply::Error { code, .. } => *code,
         };
         self.plugin_requests.get_or_create(&RequestLabel { verb, code }).inc();
+    }
+
+    /// A write of a pod's annotation ended so.
+    pub fn status_patch(&self, result: &'static str) {
+        self.status_patches.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// So many pods' annotations are not what they should be yet.
+    pub fn set_status_pending(&self, count: usize) {
+        self.status_pending.set(clamp(count));
+    }
+
+    /// An Event ended so.
+    pub fn event(&self, result: &'static str) {
+        self.events.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// So many ztunnels are connected.
@@ -374,6 +411,9 @@ mod tests {
         metrics.zds_nack();
         metrics.source_error(SourceKind::File);
         metrics.plugin_request("ADD", &Reply::Ok { outcome: "captured".to_owned() });
+        metrics.status_patch("ok");
+        metrics.set_status_pending(5);
+        metrics.event("withheld");
         metrics.set_ztunnels(2);
         metrics.ready_after(Duration::from_millis(1500));
         metrics.ready_after(Duration::from_secs(99));
@@ -392,6 +432,9 @@ mod tests {
             "sluice_zds_nacks_total 1",
             "sluice_source_errors_total{source=\"file\"} 1",
             "sluice_plugin_requests_total{verb=\"ADD\",code=\"0\"} 1",
+            "sluice_status_patches_total{result=\"ok\"} 1",
+            "sluice_status_pending 5",
+            "sluice_events_total{result=\"withheld\"} 1",
             "ztunnel_connected 2",
             "sluice_start_to_ready_seconds 1.5",
             "sluice_open_netns_fds 4",

@@ -23,39 +23,48 @@ pub(super) enum Handover {
 }
 
 impl PodTask {
-    /// Hands the pod over to ztunnel and waits for its word. Meanwhile a new ztunnel's marks get to be trusted, whoever
-    /// asks is told, and the sandbox's end ends the wait; everything else is next.
+    /// Hands the pod over to ztunnel and waits for its word.
     pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
         let Some(workload) = self.workload(netns) else { return Ok(()) };
         let began = Instant::now();
         let ztunnel = self.cx.ztunnel.clone();
-        let mut answer = std::pin::pin!(async move { ztunnel.add(workload, deadline).await });
-        let peer = loop {
+        let answer = async move { ztunnel.add(workload, deadline).await };
+        let peer = self.meanwhile(netns, answer).await.ok_or(AddError::Withdrawn)??;
+        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
+        self.acked_by.insert(peer.connection);
+        Ok(())
+    }
+
+    /// Waits, and takes meanwhile what cannot: a new ztunnel's marks, who asks, and the sandbox's end, which ends the wait
+    /// with nothing. Everything else is next.
+    pub(super) async fn meanwhile<T>(
+        &mut self,
+        netns: &Arc<Netns>,
+        answer: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut answer = std::pin::pin!(answer);
+        loop {
             let message = tokio::select! {
-                answer = &mut answer => break answer?,
-                message = self.messages.recv() => message,
+                answer = &mut answer => return Some(answer),
+                message = self.messages.recv() => message?,
             };
             match message {
-                Some(Message::Resettle(done)) => {
+                Message::Resettle(done) => {
                     self.follow_trust(netns).await;
                     if let Some(done) = done {
                         let _ = done.send(());
                     }
                 }
-                Some(Message::Inspect(reply)) => {
+                Message::Inspect(reply) => {
                     let _ = reply.send(self.entry.showing().status.clone());
                 }
-                Some(over @ (Message::Del { .. } | Message::Yield(..))) => {
+                over @ (Message::Del { .. } | Message::Yield(..)) => {
                     self.deferred.push_back(over);
-                    return Err(AddError::Withdrawn);
+                    return None;
                 }
-                Some(other) => self.deferred.push_back(other),
-                None => return Err(AddError::Withdrawn),
+                other => self.deferred.push_back(other),
             }
-        };
-        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
-        self.acked_by.insert(peer.connection);
-        Ok(())
+        }
     }
 
     /// Brings guard and hold of the plan in force up to date; the rest of it waits for the step that is under way.

@@ -2,6 +2,8 @@
 
 use super::pod::{Grip, PodTask};
 use super::sockets;
+use crate::kernel::Netns;
+use crate::status::Peers;
 use sluice_shared::admin::State;
 use sluice_shared::enroll::{Overrides, Reason};
 use sluice_shared::lower::{self, Step};
@@ -12,16 +14,27 @@ use tokio::time::Instant;
 
 /// How often a drain looks whether it is over.
 const DRAIN_POLL: Duration = Duration::from_millis(500);
+/// How long a pod that leaves waits for its annotation to be gone before its rules go all the same.
+const TELL_PEERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long ztunnel serves the pod after that, at least: istiod gathers changes (100 ms and more) and pushes them, and a peer
+/// that has not heard yet would be refused.
+const PEERS_LEARN_WITHIN: Duration = Duration::from_secs(2);
 
 impl PodTask {
     /// Begins to leave: peers are told first (status), then nothing new is captured, while marks, rule and route stay
     /// for what is proxied.
     pub(super) async fn leave(&mut self, reason: Reason) {
         let Grip::Redirected(held) = &self.grip else { return };
-        if reason == Reason::Terminal || !self.cx.settings.keep_existing {
+        if reason == Reason::Terminal {
             return self.finish_leaving(&reason.to_string()).await;
         }
         let (netns, mut plan) = (Arc::clone(&held.netns), held.plan.clone());
+        if !self.tell_peers(&netns, reason).await {
+            return;
+        }
+        if !self.cx.settings.keep_existing {
+            return self.finish_leaving(&reason.to_string()).await;
+        }
         self.show(State::Draining, format!("{reason}; proxied connections are being waited for"));
         plan.stage = Stage::Drain;
         if let Err(error) = self.replace(&netns, plan).await {
@@ -31,6 +44,30 @@ impl PodTask {
         self.retry_at_once();
         self.begin_drain();
         self.drain(reason).await;
+    }
+
+    /// Has the annotation taken away before anything changes: peers that go on dialling the pod by HBONE would find nobody.
+    /// An API server that is away is not waited for long. `false` when the sandbox's end came first.
+    async fn tell_peers(&mut self, netns: &Arc<Netns>, reason: Reason) -> bool {
+        self.show(State::Draining, format!("{reason}; peers are being told first"));
+        let (status, uid) = (self.cx.status.clone(), self.entry.uid.clone());
+        let told = async move { status.withdrawn(&uid, TELL_PEERS_WITHIN).await };
+        self.meanwhile(netns, told).await.is_some()
+    }
+
+    /// Why ztunnel must go on serving the pod though no proxied connection is left, and until when if that is known.
+    fn peers_may_dial(&self) -> Option<(&'static str, Instant)> {
+        match self.cx.status.peers(&self.entry.uid) {
+            Peers::Unaware => None,
+            Peers::MayDial => {
+                let later = Instant::now() + DRAIN_POLL;
+                Some(("its annotation is still there, and peers go by it", later))
+            }
+            Peers::ToldAt(since) => {
+                let until = since + PEERS_LEARN_WITHIN;
+                (Instant::now() < until).then_some(("peers are about to hear of it", until))
+            }
+        }
     }
 
     fn begin_drain(&mut self) {
@@ -51,9 +88,13 @@ impl PodTask {
                 return self.stay_outside(reason).await;
             }
         };
+        if !self.tell_peers(&netns, reason).await {
+            return;
+        }
         let plan = self.plan(&Overrides::default(), Stage::Drain).await;
         if let Err(error) = self.replace(&netns, plan).await {
-            return self.pending(format!("{reason}; capture could not be ended yet: {error}"));
+            self.show(State::Draining, format!("{reason}; capture could not be ended yet: {error}"));
+            return self.retry_later();
         }
         self.begin_drain();
         self.drain(reason).await;
@@ -76,7 +117,14 @@ impl PodTask {
         }
         match self.cx.kernel.run(move |kernel| kernel.sockets(&netns)).await {
             Ok(found) => match sockets::proxied(&found) {
-                0 => return self.finish_leaving(&reason.to_string()).await,
+                0 => match self.peers_may_dial() {
+                    None => return self.finish_leaving(&reason.to_string()).await,
+                    Some((why, until)) => {
+                        self.show(State::Draining, format!("{reason}; {why}"));
+                        self.wake = Some(until.min(deadline));
+                        return;
+                    }
+                },
                 1 => self.show(State::Draining, format!("{reason}; 1 proxied connection is left")),
                 left => self.show(State::Draining, format!("{reason}; {left} proxied connections are left")),
             },

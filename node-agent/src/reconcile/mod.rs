@@ -30,6 +30,7 @@ use crate::journal::Journal;
 use crate::kernel::{Netns, Pool};
 use crate::metrics::Metrics;
 use crate::source::{CniCall, Event};
+use crate::status::Sink;
 use crate::workloads::Registry;
 use crate::zds;
 use sluice_shared::admin::PodStatus;
@@ -91,6 +92,8 @@ pub struct Context {
     pub watch: Option<crate::kernel::WatchHandle>,
     /// Whether the source has said everything that was there at the start.
     pub synced: watch::Sender<bool>,
+    /// Tells the cluster how pods stand.
+    pub status: Sink,
     /// Counted for operators.
     pub metrics: Metrics,
     /// What the source shows of namespaces.

@@ -124,8 +124,11 @@ impl PodTask {
             while let Some(message) = self.deferred.pop_front() {
                 self.take(message).await;
             }
-            if self.is_over() && self.cx.registry.retire(&self.entry.uid, &self.messages) {
-                return;
+            if self.is_over() {
+                self.cx.status.forget(&self.entry.uid);
+                if self.cx.registry.retire(&self.entry.uid, &self.messages) {
+                    return;
+                }
             }
             let wake = self.wake;
             let sleep = async move {
@@ -154,6 +157,9 @@ impl PodTask {
     async fn take(&mut self, message: Message) {
         match message {
             Message::Facts(facts) => {
+                if let Some(pod) = &facts {
+                    self.cx.status.shown(pod);
+                }
                 self.learn(facts);
                 self.retry_at_once();
                 self.settle().await;

@@ -56,7 +56,7 @@ impl PodTask {
         })
     }
 
-    /// Makes the pod's state seen: registry, log, metrics.
+    /// Makes the pod's state seen: registry, log, metrics, the cluster.
     pub(super) fn show(&self, state: State, reason: String) {
         let status = self.describe(state, reason);
         let mut showing = self.entry.showing();
@@ -69,6 +69,7 @@ impl PodTask {
                 tracing::info!(pod, uid = %status.uid, was = %before.0, state = %status.state, reason = status.reason, "pod");
             }
         }
+        self.cx.status.stands(&status);
         showing.status = status;
     }
 

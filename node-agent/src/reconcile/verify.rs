@@ -7,7 +7,9 @@ use super::sockets;
 use crate::kernel::Observation;
 use crate::metrics::{DriftObject, KernelStep};
 use sluice_shared::admin::{Check, PodStatus, State};
-use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
+use sluice_shared::contract::{
+    ANNOTATION_REDIRECTION, PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND,
+};
 use sluice_shared::enroll::{Overrides, Verdict};
 use sluice_shared::lower::{self, Step};
 use sluice_shared::plan::{Older, RedirectPlan, Stage};
@@ -240,6 +242,7 @@ impl PodTask {
             }
             checks.push(self.ztunnel_check());
         }
+        checks.extend(self.annotation_check());
         let mut status = self.entry.showing().status.clone();
         status.checks = checks;
         status
@@ -309,6 +312,12 @@ impl PodTask {
             ));
         }
         checks
+    }
+
+    /// What istiod goes by; nothing where there is no API server.
+    fn annotation_check(&self) -> Option<Check> {
+        let (ok, what) = self.cx.status.explain(&self.entry.uid)?;
+        Some(check("annotation as it should be", ok, format!("{ANNOTATION_REDIRECTION}: {what}")))
     }
 
     fn ztunnel_check(&self) -> Check {

@@ -40,6 +40,10 @@ pub async fn start() -> Boxed {
 }
 
 pub async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Boxed {
+    start_telling(dir, kernel, Sink::nowhere()).await
+}
+
+pub async fn start_telling(dir: tempfile::TempDir, kernel: RecordingKernel, status: Sink) -> Boxed {
     let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
     let registry = Arc::new(Registry::default());
     let journal = Journal::open(&dir.path().join("run")).unwrap();
@@ -70,6 +74,7 @@ pub async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Boxed 
         hold: hold_now,
         watch: None,
         synced: watch::Sender::new(false),
+        status,
         metrics,
         namespaces: Namespaces::default(),
     });
