@@ -1,17 +1,38 @@
-//! `sluice-install`: our entry in the primary CNI's list.
+//! `sluice-install`: the plugin on the node, our entry in the primary CNI's chain, kept there, and taken off again.
 //!
-//! `render` shows what a list looks like with our entry in it, or without it, and writes nothing: what an operator
-//! reads before an installation, and what tools put into images and templates.
+//! It is a container of its own in the agent's pod: the node's directories without a privilege, while the agent has
+//! privileges without the directories. It needs no network, no API server and no other program.
 //!
-//! Input: a list, on disk or stdin. Output: the edited list on stdout. May import: `shared`.
+//! | file | what it does |
+//! |---|---|
+//! | `run` | `run`, `once`, `remove`: the lock, the loop, the signal |
+//! | `keeper` | one look, and what follows from it |
+//! | `directory`, `binary`, `notes` | the three things that are written |
+//! | `write` | whole files or none, and nobody's newer version lost |
+//! | `disk` | the seam to the file system |
+//! | `remove`, `status`, `render` | the other commands |
+//! | `agent`, `watch`, `options` | the agent's socket; inotify and signals; the command line |
+//!
+//! What is decided is in `shared::conflist`. May import: `shared`.
 
-use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand};
-use sluice_shared::cni::{ExemptPod, LogLevel};
-use sluice_shared::conflist::{self, Entry, MAX_CONFLIST};
-use std::fs::File;
-use std::io::{Read, Write, stdin, stdout};
-use std::path::{Path, PathBuf};
+mod agent;
+mod binary;
+mod directory;
+mod disk;
+mod keeper;
+mod notes;
+mod options;
+mod remove;
+mod render;
+mod run;
+mod status;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod write;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Chains the Sluice CNI plugin behind a node's primary CNI.
 #[derive(Parser)]
@@ -23,86 +44,25 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
+    /// Install, watch and repair, until a signal; what SIGTERM does is up to --on-term
+    Run(run::Run),
+    /// Install, and end; nothing watches afterwards
+    Once(run::Once),
+    /// Take everything off this node: the entry first, the plugin when nobody needs it
+    Remove(run::Remove),
+    /// Say what is on this node, and who fights it; fails when our entry is not in the chain
+    Status(status::Status),
     /// Print a network configuration list with our entry in it, or without it; writes no file
-    Render(Render),
+    Render(render::Render),
 }
 
-#[derive(Args)]
-struct Render {
-    /// The list (*.conflist), or - for stdin
-    #[arg(long, value_name = "FILE")]
-    conflist: PathBuf,
-    /// Take our entry out instead of putting it in
-    #[arg(long, conflicts_with_all = ["agent_socket", "state_dir", "timeout_seconds", "log_level", "exempt_pods"])]
-    remove: bool,
-    /// The agent's socket, when it is not /run/sluice/agent.sock
-    #[arg(long, value_name = "PATH")]
-    agent_socket: Option<String>,
-    /// Where membership.json is, when it is not /var/lib/sluice
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<String>,
-    /// How long ADD waits for the agent: 1 to 60 (10 when it is not given)
-    #[arg(long, value_name = "SECONDS")]
-    timeout_seconds: Option<u64>,
-    /// How much the plugin logs: error, warn, info (when it is not given) or debug
-    #[arg(long, value_name = "LEVEL", value_parser = log_level)]
-    log_level: Option<LogLevel>,
-    /// Pods that start without asking the agent; may be given more than once
-    #[arg(long = "exempt-pods", value_name = "NAMESPACE/NAME-PREFIX", value_parser = exempt_pods)]
-    exempt_pods: Vec<ExemptPod>,
-}
-
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().what {
-        What::Render(render) => render.run(),
+        What::Run(run) => run.run()?,
+        What::Once(once) => once.run()?,
+        What::Remove(remove) => remove.run()?,
+        What::Status(status) => return status.run(),
+        What::Render(render) => render.run()?,
     }
-}
-
-impl Render {
-    fn run(self) -> anyhow::Result<()> {
-        let text = read(&self.conflist)?;
-        let edited = if self.remove {
-            conflist::remove(&text)
-        } else {
-            let entry = Entry {
-                agent_socket: self.agent_socket,
-                state_dir: self.state_dir,
-                timeout_seconds: self.timeout_seconds,
-                log_level: self.log_level,
-                exempt_pods: self.exempt_pods,
-            };
-            conflist::insert(&text, &entry)
-        };
-        let edited = edited.with_context(|| format!("cannot edit {}", self.conflist.display()))?;
-        stdout().write_all(edited.as_bytes()).context("cannot write to stdout")
-    }
-}
-
-fn read(path: &Path) -> anyhow::Result<String> {
-    let cannot = || format!("cannot read {}", path.display());
-    let source: Box<dyn Read> = match path.to_str() {
-        Some("-") => Box::new(stdin()),
-        _ => Box::new(File::open(path).with_context(cannot)?),
-    };
-    let mut text = String::new();
-    // One byte more than is taken, so that the limit is seen.
-    source.take(MAX_CONFLIST as u64 + 1).read_to_string(&mut text).with_context(cannot)?;
-    Ok(text)
-}
-
-fn log_level(text: &str) -> anyhow::Result<LogLevel> {
-    let levels = [LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug];
-    levels
-        .into_iter()
-        .find(|level| level.as_str() == text)
-        .context("it is none of error, warn, info and debug")
-}
-
-fn exempt_pods(text: &str) -> anyhow::Result<ExemptPod> {
-    match text.split_once('/') {
-        Some((namespace, prefix)) if !namespace.is_empty() && !prefix.is_empty() => {
-            Ok(ExemptPod { namespace: namespace.to_owned(), name_prefix: prefix.to_owned() })
-        }
-        _ => bail!("it is not NAMESPACE/NAME-PREFIX"),
-    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::directory::{Directory, File, Found, OWNED_NAMES, Primary, is_owned};
+use super::directory::{Directory, DropIn, File, Found, OWNED_NAMES, Primary, is_owned, is_parked};
 use super::way::{DropIns, Way, choose, is_network_name};
 use super::{ConflistError, Entry, contains, drop_in, insert, remove, stands, wrap};
 
@@ -130,6 +130,40 @@ pub fn plan(directory: &Directory, wish: &Wish<'_>) -> Plan {
 #[must_use]
 pub fn leave(directory: &Directory) -> Vec<Step> {
     all_but(directory, &Target::Nowhere)
+}
+
+impl Directory {
+    /// What the directory is after these steps, when nobody else changes it.
+    #[must_use]
+    pub fn after(&self, steps: &[Step]) -> Self {
+        let Self { mut files, mut drop_ins } = self.clone();
+        for step in steps {
+            match step.clone() {
+                Step::Edit { file, to: text, .. } | Step::PutOwned { file, text, .. } => {
+                    files.retain(|found| found.name != file);
+                    files.push(File { name: file, text: Ok(text) });
+                }
+                Step::RemoveOwned { file } => files.retain(|found| found.name != file),
+                Step::PutDropIn { network, text } => {
+                    drop_ins.retain(|found| found.network != network);
+                    drop_ins.push(DropIn { network, text: Ok(text) });
+                }
+                Step::RemoveDropIn { network } => drop_ins.retain(|found| found.network != network),
+            }
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        drop_ins.sort_by(|a, b| a.network.cmp(&b.network));
+        Self { files, drop_ins }
+    }
+
+    /// Whether an entry of ours is in a file that a runtime could take, parked ones left out.
+    #[must_use]
+    pub fn has_us(&self) -> bool {
+        let ours = |file: &File| {
+            !is_parked(&file.name) && file.text.as_ref().is_ok_and(|text| contains(text) == Ok(true))
+        };
+        !self.drop_ins.is_empty() || self.files.iter().any(ours)
+    }
 }
 
 impl Step {

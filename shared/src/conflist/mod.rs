@@ -177,7 +177,7 @@ pub fn wrap(text: &str, entry: &Entry) -> Result<String, ConflistError> {
     if head.plugins.is_some() {
         return Err(ConflistError::NotAList("it is a list already".to_owned()));
     }
-    let single: Single<'_> = serde_json::from_str(text).map_err(unread)?;
+    let single: Single<'_> = serde_json::from_str(text).map_err(|e| unread(&e))?;
     let version = single.version.ok_or_else(|| ConflistError::Version(String::new()))?.get();
     let spoken = serde_json::from_str::<String>(version).ok();
     if spoken.as_deref().and_then(SpecVersion::parse).is_none() {
@@ -213,7 +213,7 @@ impl Head {
         if text.len() > MAX_CONFLIST {
             return Err(ConflistError::TooLong);
         }
-        let value: serde_json::Value = serde_json::from_str(text).map_err(unread)?;
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| unread(&e))?;
         let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
         let plugins = value.get("plugins").map(|plugins| {
             let plugins = plugins.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -239,7 +239,7 @@ impl Head {
     }
 }
 
-fn unread(e: serde_json::Error) -> ConflistError {
+fn unread(e: &serde_json::Error) -> ConflistError {
     match e.is_eof() {
         true => ConflistError::CutOff(e.to_string()),
         false => ConflistError::NotAList(e.to_string()),
@@ -267,7 +267,7 @@ impl List {
         if text.len() > MAX_CONFLIST {
             return Err(ConflistError::TooLong);
         }
-        let document: Document<'_> = serde_json::from_str(text).map_err(unread)?;
+        let document: Document<'_> = serde_json::from_str(text).map_err(|e| unread(&e))?;
         let plugins = match (document.plugins, document.r#type) {
             (Some(plugins), _) => plugins,
             (None, Some(_)) => return Err(ConflistError::SinglePlugin),

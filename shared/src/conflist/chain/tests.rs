@@ -30,42 +30,14 @@ fn directory(files: &[(&str, &str)], drop_ins: &[(&str, &str)]) -> Directory {
     let files = files.iter().map(|(name, text)| File { name: (*name).into(), text: Ok((*text).into()) });
     let drop_ins = drop_ins
         .iter()
-        .map(|(network, text)| super::super::DropIn { network: (*network).into(), text: Ok((*text).into()) });
+        .map(|(network, text)| DropIn { network: (*network).into(), text: Ok((*text).into()) });
     Directory { files: files.collect(), drop_ins: drop_ins.collect() }
 }
 
-/// What a directory is after a plan.
-fn after(mut directory: Directory, steps: &[Step]) -> Directory {
-    for step in steps {
-        let files = &mut directory.files;
-        match step.clone() {
-            Step::Edit { file, from, to } => {
-                let found = files.iter_mut().find(|found| found.name == file).unwrap();
-                assert_eq!(found.text, Ok(from));
-                found.text = Ok(to);
-            }
-            Step::PutOwned { file, text, .. } => {
-                files.retain(|found| found.name != file);
-                files.push(File { name: file, text: Ok(text) });
-            }
-            Step::RemoveOwned { file } => files.retain(|found| found.name != file),
-            Step::PutDropIn { network, text } => {
-                directory.drop_ins.retain(|found| found.network != network);
-                directory.drop_ins.push(super::super::DropIn { network, text: Ok(text) });
-            }
-            Step::RemoveDropIn { network } => directory.drop_ins.retain(|found| found.network != network),
-        }
-        let ours = directory.files.iter().filter(|file| contains(file.text.as_ref().unwrap()) == Ok(true));
-        assert!(ours.count() + directory.drop_ins.len() <= 2, "more than the plan found: {directory:?}");
-    }
-    directory.files.sort_by(|a, b| a.name.cmp(&b.name));
-    directory
-}
-
 #[track_caller]
-fn settles(from: Directory, wish: &Wish<'_>, to: &Directory) -> Chained {
-    let Plan { steps, outcome } = plan(&from, wish);
-    let found = after(from, &steps);
+fn settles(from: &Directory, wish: &Wish<'_>, to: &Directory) -> Chained {
+    let Plan { steps, outcome } = plan(from, wish);
+    let found = from.after(&steps);
     assert_eq!(&found, to);
     assert_eq!(plan(&found, wish).steps, [], "a second look finds nothing to do");
     outcome.unwrap()
@@ -74,17 +46,20 @@ fn settles(from: Directory, wish: &Wish<'_>, to: &Directory) -> Chained {
 #[test]
 fn each_way_by_runtime_and_file() {
     let list = || directory(&[("10-p.conflist", LIST)], &[]);
-    let chained = settles(list(), &wish(), &directory(&[("10-p.conflist", CHAINED)], &[]));
+    let chained = settles(&list(), &wish(), &directory(&[("10-p.conflist", CHAINED)], &[]));
     assert_eq!((chained.way, chained.file.as_str()), (Way::InPlace, "10-p.conflist"));
     let new = Wish { drop_ins: DropIns::Added, ..wish() };
-    let chained = settles(list(), &new, &directory(&[("10-p.conflist", LIST)], &[("net", OURS)]));
+    let chained = settles(&list(), &new, &directory(&[("10-p.conflist", LIST)], &[("net", OURS)]));
     assert_eq!((chained.way, chained.file.as_str()), (Way::DropIn, "net/90-sluice.conf"));
     let owned = directory(&[("00-sluice.conflist", WRAPPED), ("10-p.conf", SINGLE)], &[]);
-    let chained = settles(directory(&[("10-p.conf", SINGLE)], &[]), &new, &owned);
+    let chained = settles(&directory(&[("10-p.conf", SINGLE)], &[]), &new, &owned);
     assert_eq!((chained.way, chained.file.as_str()), (Way::Owned, "00-sluice.conflist"));
     let owned = Wish { way: Some(Way::Owned), ..wish() };
-    let chained =
-        settles(list(), &owned, &directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", LIST)], &[]));
+    let chained = settles(
+        &list(),
+        &owned,
+        &directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", LIST)], &[]),
+    );
     assert_eq!(chained.primary.as_deref(), Some("10-p.conflist"));
 }
 
@@ -109,36 +84,11 @@ fn never_two_at_once_and_what_goes_goes_first() {
         let Plan { steps, outcome } = plan(&all, &wish);
         assert_eq!(outcome.unwrap().way, way);
         assert!(steps.iter().all(Step::takes_away), "{steps:?}");
-        let mut found = all.clone();
-        for step in &steps {
-            found = match step {
-                Step::Edit { file, to, .. } => {
-                    found.files.iter_mut().find(|found| found.name == *file).unwrap().text = Ok(to.clone());
-                    found
-                }
-                Step::RemoveOwned { file } => {
-                    found.files.retain(|found| found.name != *file);
-                    found
-                }
-                Step::RemoveDropIn { network } => {
-                    found.drop_ins.retain(|found| found.network != *network);
-                    found
-                }
-                other => panic!("{other:?}"),
-            };
-        }
+        let found = all.after(&steps);
         assert_eq!(found, wanted, "{way:?}");
     }
-    let mut left = all.clone();
-    for step in leave(&all) {
-        if let Step::Edit { file, to, .. } = step {
-            left.files.iter_mut().find(|found| found.name == file).unwrap().text = Ok(to);
-        } else if let Step::RemoveOwned { file } = step {
-            left.files.retain(|found| found.name != file);
-        } else {
-            left.drop_ins.pop();
-        }
-    }
+    let left = all.after(&leave(&all));
+    assert!(all.has_us() && !left.has_us());
     assert_eq!(left, directory(&[("10-p.conflist", LIST), others], &[]));
 }
 
@@ -154,10 +104,10 @@ fn nothing_is_added_before_the_agent_serves_and_what_is_there_is_kept_true() {
     let newer = LIST.replace("ptp", "bridge");
     let there = directory(&[("00-sluice.conflist", CHAINED), ("10-p.conflist", &newer)], &[]);
     let follows = CHAINED.replace("ptp", "bridge");
-    settles(there, &owned, &directory(&[("00-sluice.conflist", &follows), ("10-p.conflist", &newer)], &[]));
+    settles(&there, &owned, &directory(&[("00-sluice.conflist", &follows), ("10-p.conflist", &newer)], &[]));
     let old = CHAINED.replace("\"sluice-cni\"", "\"sluice-cni\",\"timeoutSeconds\":3");
     settles(
-        directory(&[("10-p.conflist", &old)], &[]),
+        &directory(&[("10-p.conflist", &old)], &[]),
         &early,
         &directory(&[("10-p.conflist", CHAINED)], &[]),
     );
@@ -186,7 +136,7 @@ fn our_own_list_goes_with_the_primarys_but_for_a_reboot() {
 fn behind_multus_its_primary_is_joined_and_never_shadowed() {
     let both = [("00-multus.conf", MULTUS), ("10-p.conflist", LIST)];
     let wanted = directory(&[("00-multus.conf", MULTUS), ("10-p.conflist", CHAINED)], &[]);
-    settles(directory(&both, &[]), &wish(), &wanted);
+    settles(&directory(&both, &[]), &wish(), &wanted);
     let single = directory(&[("00-multus.conf", MULTUS), ("10-p.conf", SINGLE)], &[]);
     for way in [None, Some(Way::Owned)] {
         let Plan { steps, outcome } = plan(&single, &Wish { way, ..wish() });
@@ -194,7 +144,7 @@ fn behind_multus_its_primary_is_joined_and_never_shadowed() {
     }
     let vendor = Wish { auxiliary_chain: Some("vendor-cni-chain"), ..wish() };
     let names = [("00-multus.conf", MULTUS), ("10-p.conf", SINGLE)];
-    settles(single, &vendor, &directory(&names, &[("vendor-cni-chain", OURS)]));
+    settles(&single, &vendor, &directory(&names, &[("vendor-cni-chain", OURS)]));
 }
 
 #[test]
@@ -211,7 +161,7 @@ fn a_drop_in_stays_while_nobody_has_asked_the_runtime() {
     let there = directory(&[("10-p.conflist", LIST)], &[("net", OURS)]);
     assert_eq!(plan(&there, &wish()).steps, []);
     let old = Wish { drop_ins: DropIns::Ignored, ..wish() };
-    settles(there, &old, &directory(&[("10-p.conflist", CHAINED)], &[]));
+    settles(&there, &old, &directory(&[("10-p.conflist", CHAINED)], &[]));
 }
 
 #[test]

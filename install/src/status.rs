@@ -1,0 +1,92 @@
+//! `status`: what is on this node, which way, why, and who fights it.
+
+use crate::directory::look;
+use crate::disk::Disk;
+use crate::disk::linux::Linux;
+use crate::notes::{Clock, Notes};
+use crate::options::Paths;
+use clap::Args;
+use sluice_shared::conflist::{Directory, PLUGIN_TYPE, contains};
+use sluice_shared::install::Holding;
+use std::process::ExitCode;
+
+#[derive(Args, Clone, Debug)]
+pub struct Status {
+    #[command(flatten)]
+    paths: Paths,
+    /// Print install.json as the installer wrote it
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    /// Prints it. Fails when our entry is not in the chain.
+    pub fn run(&self) -> anyhow::Result<ExitCode> {
+        let notes = Notes { disk: &Linux, paths: &self.paths };
+        let clock = Clock::read(&Linux)?;
+        let installation = notes.installation(&clock.boot);
+        let directory = look(&Linux, &self.paths.conf_dir);
+        let chained = directory.as_ref().is_ok_and(Directory::has_us);
+        let code = if chained { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&installation)?);
+            return Ok(code);
+        }
+        match &installation {
+            None => println!("installer  has not run since this boot"),
+            Some(found) => {
+                println!("installer  {}: {}", found.state.as_str(), found.message);
+                if let Some(way) = found.way {
+                    println!("way        {}, since {}", way.as_str(), found.why);
+                }
+                println!("writes     {}, of which repairs {}", found.writes, found.repairs);
+                if let Some(fight) = &found.fight {
+                    println!(
+                        "fight      over {}: undone {} times in {} s, written at most once in {} s; by {}",
+                        fight.file, fight.times, fight.seconds, fight.every, fight.suspect
+                    );
+                }
+            }
+        }
+        match &directory {
+            Err(e) => println!("directory  {}: {e}", self.paths.conf_dir.display()),
+            Ok(directory) => {
+                println!("directory  {}", self.paths.conf_dir.display());
+                tell(directory);
+            }
+        }
+        let binary = self.paths.bin_dir.join(PLUGIN_TYPE);
+        match Linux.stamp(&binary) {
+            Ok(stamp) => {
+                println!("plugin     {}, {} bytes, mode {:04o}", binary.display(), stamp.size, stamp.mode);
+            }
+            Err(e) => println!("plugin     {}: {e}", binary.display()),
+        }
+        match notes.lease().map(|lease| (lease.holding(&clock.boot, clock.seconds()), lease)) {
+            None => println!("lease      none"),
+            Some((Holding::Held, lease)) => {
+                println!("lease      held, for {} s without the installer", lease.horizon);
+            }
+            Some((Holding::Released, _)) => println!("lease      given up: the plugin holds no pod back"),
+            Some((Holding::Lapsed(gone), _)) => {
+                println!("lease      lapsed, not renewed for {gone} s: the plugin holds no pod back");
+            }
+        }
+        Ok(code)
+    }
+}
+
+fn tell(directory: &Directory) {
+    for file in &directory.files {
+        let what = match file.text.as_deref().map(contains) {
+            Ok(Ok(true)) => "has our entry".to_owned(),
+            Ok(Ok(false)) => "has no entry of ours".to_owned(),
+            Ok(Err(why)) => why.to_string(),
+            Err(why) => why.to_owned(),
+        };
+        println!("           {:<32} {what}", file.name);
+    }
+    for drop_in in &directory.drop_ins {
+        println!("           {:<32} is our drop-in", format!("{}/", drop_in.network));
+    }
+}
