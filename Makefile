@@ -88,6 +88,10 @@ cluster-down: ## End it; nothing of it is left
 cluster-shell: ## Open a shell with kubectl ready
 	$(SLUICE_BIN_DIR)/sluice-cluster shell
 
+.PHONY: cluster-test
+cluster-test: setup build cluster-bin images ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root)
+	$(SLUICE_BIN_DIR)/sluice-cluster test
+
 .PHONY: fuzz
 fuzz: ## Fuzz whatever parses foreign bytes, FUZZ_SECONDS (10) for each target
 	@ci/fuzz

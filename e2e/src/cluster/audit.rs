@@ -2,9 +2,11 @@
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// The log, from some point on.
 #[derive(Clone, Debug)]
@@ -46,6 +48,9 @@ pub struct Request {
 pub struct User {
     /// `system:serviceaccount:sluice-system:sluice-agent`, `system:node:node1`, `admin`, …
     pub username: String,
+    /// What the server knows of them beside: for a pod's bound token, the pod.
+    #[serde(default)]
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// What a request is about. What it does not name is empty.
@@ -67,6 +72,18 @@ pub struct Object {
 pub struct Status {
     /// The HTTP status code.
     pub code: u16,
+}
+
+impl Request {
+    /// When the server received it.
+    ///
+    /// # Errors
+    /// When what the log says is no time.
+    pub fn received(&self) -> Result<SystemTime> {
+        let text = &self.request_received_timestamp;
+        let at: jiff::Timestamp = text.parse().with_context(|| format!("{text} is no time"))?;
+        Ok(at.into())
+    }
 }
 
 impl Audit {

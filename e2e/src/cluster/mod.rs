@@ -5,17 +5,22 @@
 //! ([`chain`]). [`programs`] finds what `make cluster-bin` has built, [`pki`] says who everybody is, [`audit`] reads
 //! what was asked of the API server. [`standing`] keeps a cluster in the background.
 //!
+//! [`watch`] follows what the API server shows, [`istiod`] tells ztunnel of it, and [`test`] is what all of it is for.
+//!
 //! There is no DNS in the cluster: pods call each other by address.
 
 pub mod address;
 pub mod audit;
 pub mod chain;
 pub mod control_plane;
+pub mod istiod;
 pub mod node;
 pub mod pki;
 pub mod programs;
 pub mod progress;
 pub mod standing;
+pub mod test;
+pub mod watch;
 
 use crate::lab::eventually;
 use crate::lab::hierarchies::Subtree;

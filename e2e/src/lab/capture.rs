@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A running capture. Dropping it ends it and forgets what it saw.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Packets(pub Vec<Packet>);
 /// One TCP or UDP packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// When it was seen, by the machine's clock.
+    pub at: SystemTime,
     /// From whom.
     pub from: SocketAddr,
     /// To whom.
@@ -54,6 +56,9 @@ const ACK: u8 = 16;
 /// A TLS record's first bytes: a handshake of TLS 1.x (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 
+/// Packets with the SYN flag. An IPv6 header has a fixed length and the pod networks no extension headers.
+const BEGINNINGS: &str = "(ip and tcp and tcp[13] & 2 != 0) or (ip6 and ip6[6] == 6 and ip6[53] & 2 != 0)";
+
 static CAPTURES: AtomicU64 = AtomicU64::new(0);
 
 impl Capture {
@@ -62,9 +67,21 @@ impl Capture {
     /// # Errors
     /// When tcpdump is not installed or cannot listen there.
     pub fn start(netns: &Netns, link: &str, dir: &Path) -> Result<Self> {
+        Self::only(netns, link, &[], dir)
+    }
+
+    /// As [`Capture::start`], of what begins a TCP connection only: cheap enough for a busy link and a long time.
+    ///
+    /// # Errors
+    /// As [`Capture::start`].
+    pub fn of_beginnings(netns: &Netns, link: &str, dir: &Path) -> Result<Self> {
+        Self::only(netns, link, &["-s", "160", BEGINNINGS], dir)
+    }
+
+    fn only(netns: &Netns, link: &str, what: &[&str], dir: &Path) -> Result<Self> {
         let name = format!("capture-{}", CAPTURES.fetch_add(1, Ordering::Relaxed));
         let file = dir.join(format!("{name}.pcap"));
-        let launch = Launch::new("tcpdump", netns)
+        let mut launch = Launch::new("tcpdump", netns)
             .arg("-i")
             .arg(link)
             // As root all the way: the file is in a directory of root's. Names cost time, a small buffer packets.
@@ -79,6 +96,7 @@ impl Capture {
             .arg("--immediate-mode")
             .arg("-w")
             .arg(&file);
+        launch.args.extend(what.iter().map(Into::into));
         let process = launch.start(&name, dir).context("tcpdump: `make setup` installs it")?;
         let mut capture = Self { process, file, log: dir.join(format!("{name}.log")) };
         super::eventually("tcpdump to listen", Duration::from_secs(10), || {
@@ -117,8 +135,11 @@ impl Packets {
     pub fn parse(file: &[u8]) -> Result<Self> {
         let magic = file.get(..4).context("an empty pcap file")?;
         // Written by this machine, in its byte order; with microseconds or with nanoseconds.
-        let magic = u32::from_ne_bytes(magic.try_into()?);
-        ensure!(matches!(magic, 0xa1b2_c3d4 | 0xa1b2_3c4d), "not a pcap file: {magic:#x}");
+        let fraction = match u32::from_ne_bytes(magic.try_into()?) {
+            0xa1b2_c3d4 => Duration::from_micros(1),
+            0xa1b2_3c4d => Duration::from_nanos(1),
+            other => bail!("not a pcap file: {other:#x}"),
+        };
         let word =
             |at: usize| -> Option<u32> { Some(u32::from_ne_bytes(file.get(at..at + 4)?.try_into().ok()?)) };
         // Where the network header is, by link type (LINKTYPE_*): Ethernet, raw IP, "cooked" v1 and v2.
@@ -130,10 +151,11 @@ impl Packets {
             other => bail!("a pcap file of link type {other}"),
         };
         let (mut at, mut packets) = (24, Vec::new());
-        while let Some(length) = word(at + 8) {
+        while let (Some(seconds), Some(parts), Some(length)) = (word(at), word(at + 4), word(at + 8)) {
+            let when = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.into()) + fraction * parts;
             let length = usize::try_from(length)?;
             let Some(frame) = file.get(at + 16..at + 16 + length) else { break };
-            packets.extend(frame.get(skip..).and_then(packet));
+            packets.extend(frame.get(skip..).and_then(|network| packet(when, network)));
             at += 16 + length;
         }
         Ok(Self(packets))
@@ -195,7 +217,7 @@ impl Packets {
     }
 }
 
-fn packet(network: &[u8]) -> Option<Packet> {
+fn packet(at: SystemTime, network: &[u8]) -> Option<Packet> {
     let (from, to, protocol, transport): (IpAddr, IpAddr, u8, &[u8]) = match network.first()? >> 4 {
         4 => {
             let header = usize::from(network[0] & 0xf) * 4;
@@ -216,9 +238,9 @@ fn packet(network: &[u8]) -> Option<Packet> {
             let sequence = u32::from_be_bytes(transport.get(4..8)?.try_into().ok()?);
             let header = usize::from(transport.get(12)? >> 4) * 4;
             let transport_of = Transport::Tcp { flags: *transport.get(13)?, sequence };
-            Some(Packet { from, to, transport: transport_of, payload: transport.get(header..)?.to_vec() })
+            Some(Packet { at, from, to, transport: transport_of, payload: transport.get(header..)?.to_vec() })
         }
-        17 => Some(Packet { from, to, transport: Transport::Udp, payload: transport.get(8..)?.to_vec() }),
+        17 => Some(Packet { at, from, to, transport: Transport::Udp, payload: transport.get(8..)?.to_vec() }),
         _ => None,
     }
 }

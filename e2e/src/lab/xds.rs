@@ -1,6 +1,7 @@
 //! What istiod would tell ztunnel, as the file that ztunnel reads without istiod (`LOCAL_XDS_PATH`).
 
 use super::pod::PodSpec;
+use crate::cluster::watch::seen;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -73,12 +74,52 @@ impl Mesh {
         self
     }
 
+    /// Adds a pod of a cluster, with the services that it serves: `namespace/hostname`, and service port to target
+    /// port.
+    #[must_use]
+    pub fn serving(mut self, pod: &seen::Pod, services: BTreeMap<String, BTreeMap<u16, u16>>) -> Self {
+        self.workloads.push(Workload {
+            uid: format!("cluster//v1/Pod/{}/{}", pod.namespace, pod.name),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            service_account: pod.service_account.clone(),
+            trust_domain: "cluster.local",
+            workload_ips: pod.ips.clone(),
+            protocol: if pod.hbone() { "HBONE" } else { "TCP" },
+            node: pod.node.clone(),
+            network: "",
+            services,
+        });
+        self
+    }
+
+    /// Adds a service of a cluster.
+    #[must_use]
+    pub fn of_service(mut self, service: &seen::Service) -> Self {
+        self.services.push(Service {
+            name: service.name.clone(),
+            namespace: service.namespace.clone(),
+            hostname: hostname(&service.name, &service.namespace),
+            vips: service.vips.iter().map(|vip| format!("/{vip}")).collect(),
+            ports: service.ports.clone(),
+        });
+        self
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// When it cannot be written as YAML.
+    pub fn text(&self) -> Result<String> {
+        Ok(serde_norway::to_string(self)?)
+    }
+
     /// Writes the file whole, by rename.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        super::write_whole(path, &serde_norway::to_string(self)?)
+        super::write_whole(path, &self.text()?)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Args, Parser, Subcommand};
 use sluice_e2e::cluster::standing::Standing;
-use sluice_e2e::cluster::{Cluster, DIR, MAX_NODES, Options, node};
+use sluice_e2e::cluster::{Cluster, DIR, MAX_NODES, Options, node, test};
 use sluice_e2e::lab::outer;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,15 @@ enum What {
         /// A program to run in the shell's place, and its arguments
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         program: Vec<OsString>,
+    },
+    /// Prove, on a cluster of its own, what Sluice does there; writes target/reports/cluster.json
+    Test {
+        /// Only this scenario; may be given more than once
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Leave the cluster standing afterwards, until Ctrl-C
+        #[arg(long)]
+        keep: bool,
     },
     /// Bring a cluster up and keep it until a signal comes (used by `up`)
     #[command(hide = true)]
@@ -97,6 +106,11 @@ fn main() -> anyhow::Result<ExitCode> {
                 vec![this, "enter".into(), dir, "--cgroup".into(), "user.slice".into(), "--".into()];
             enter.extend(or_shell(program));
             Standing::here()?.enter(&enter)?;
+        }
+        What::Test { only, keep } => {
+            let outer = outer::enter()?;
+            let held = test::run(&outer, &only, keep)?;
+            outer.exit(i32::from(!held))
         }
         What::Serve(up) => up.serve()?,
         What::Boot(Machine { dir, name, programs }) => node::init::boot(&dir, &name, &programs)?,

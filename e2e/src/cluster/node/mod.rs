@@ -112,6 +112,14 @@ impl Node {
         images.iter().try_for_each(|image| self.load_image(image))
     }
 
+    /// Chains our plugin behind the primary CNI, on a node that was made without it.
+    ///
+    /// # Errors
+    /// When a program of ours is not built, or a file cannot be written.
+    pub fn chain_sluice(&self) -> Result<()> {
+        chain::install(self.index, &self.place.disk("etc/cni/net.d"), &self.place.disk("opt/cni/bin"), true)
+    }
+
     /// Its name, as Kubernetes knows it.
     #[must_use]
     pub fn name(&self) -> &str {

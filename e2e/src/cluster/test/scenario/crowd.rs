@@ -1,0 +1,123 @@
+//! Many pods at once.
+
+use super::{nothing_left, until_all};
+use crate::cluster::test::audit::{self, Requests};
+use crate::cluster::test::demo::{self, DEMO};
+use crate::cluster::test::shapes::{Shape, namespace};
+use crate::cluster::test::stage::Stage;
+use crate::cluster::watch::seen::Object;
+use crate::cluster::watch::seen::Pod;
+use crate::cluster::watch::{Change, What};
+use crate::lab::report::Report;
+use anyhow::{Result, anyhow, ensure};
+use std::collections::BTreeMap;
+use std::time::{Instant, SystemTime};
+
+const SCALE: &str = "scale";
+const BURST: &str = "burst";
+const NODE: &str = "node2";
+
+/// A Deployment is scaled from 1 to 60 on one node.
+pub fn scale(stage: &mut Stage, report: &mut Report) {
+    report.step(&format!("a Deployment of the mesh is scaled to 60 pods on {NODE}"));
+    let wire = stage.listen();
+    let made = || -> Result<(SystemTime, Vec<Pod>)> {
+        stage.apply(&[namespace(SCALE, Some("ambient")), talkative(stage, SCALE)?.on(NODE).deployment(1)])?;
+        until_all(stage, SCALE, 1, captured)?;
+        let began = SystemTime::now();
+        stage.kubectl(&["scale", "deployment", SCALE, "--namespace", SCALE, "--replicas=60"])?;
+        Ok((began, until_all(stage, SCALE, 60, captured)?))
+    };
+    let made = made();
+    let made = || made.as_ref().map_err(|why| anyhow!("{why:#}"));
+    report.check("a Deployment scaled to 60 pods: all captured, none restarted, no sandbox failed", || {
+        without_failures(stage, SCALE, &made()?.1)
+    });
+    report.check("60 new pods: none of their SYNs uncaptured", || stage.judge(wire)?.must_hold());
+    report.check("in steady state, ADD costs the API server no request", || {
+        let requests = requests(stage, made()?.0)?;
+        ensure!(requests.others() == 0, "{requests}");
+        Ok(requests.to_string())
+    });
+    report.check("at most one status patch per change of a pod's state", || {
+        let requests = requests(stage, made()?.0)?;
+        let patches = requests.patches_in(SCALE);
+        let changes = changes(&stage.log(), SCALE);
+        ensure!(patches.len() >= 59, "only {} pods were patched", patches.len());
+        for (pod, patches) in &patches {
+            let changes = changes.get(*pod).copied().unwrap_or_default();
+            ensure!(*patches <= changes, "{pod}: {patches} patches for {changes} changes");
+        }
+        let most = patches.iter().map(|(_, count)| count).max().copied().unwrap_or_default();
+        Ok(format!("{} pods, {most} patches at most for one", patches.len()))
+    });
+    report.check("the agent's memory with 60 pods", || {
+        Ok(format!("{} kB resident", super::memory(stage, NODE)?))
+    });
+    report.check("the 60 pods go, and nothing of them is left with agent or ztunnel", || {
+        stage.remove(&[SCALE])?;
+        nothing_left(stage, SCALE)
+    });
+}
+
+/// 100 pods at once, on all nodes.
+pub fn burst(stage: &mut Stage, report: &mut Report) {
+    report.step("100 pods of the mesh at once, on all nodes");
+    let wire = stage.listen();
+    let begun = Instant::now();
+    let made = || -> Result<Vec<Pod>> {
+        stage.apply(&[namespace(BURST, Some("ambient")), talkative(stage, BURST)?.deployment(100)])?;
+        until_all(stage, BURST, 100, captured)
+    };
+    let made = made();
+    let took = begun.elapsed();
+    report.check("a burst of 100 pods: all captured, none restarted, no sandbox failed", || {
+        let said = without_failures(stage, BURST, &made?)?;
+        Ok(format!("{said}, after {:.0} s", took.as_secs_f32()))
+    });
+    report.check("a burst of 100 pods: none of their SYNs uncaptured", || stage.judge(wire)?.must_hold());
+    report.check("the 100 pods go, and nothing of them is left with agent or ztunnel", || {
+        stage.remove(&[BURST])?;
+        nothing_left(stage, BURST)
+    });
+}
+
+/// One connection that stays, made as soon as the pod runs.
+fn talkative(stage: &Stage, name: &str) -> Result<Shape> {
+    demo::set_in_mesh(stage)?;
+    let to = demo::echo(&stage.pod(DEMO, "server-1")?, true)?;
+    let args = ["client", "--live", "1", "--rate", "0", "--ping", "2", "--patience", "60", "--to", &to];
+    Ok(Shape::of(name, name, &args))
+}
+
+fn captured(pod: &Pod) -> bool {
+    pod.ready && pod.hbone()
+}
+
+fn without_failures(stage: &Stage, namespace: &str, pods: &[Pod]) -> Result<String> {
+    let failed = stage.events(namespace, "FailedCreatePodSandBox")?;
+    ensure!(failed.is_empty(), "{} sandboxes failed: {}", failed.len(), failed[0]);
+    let restarted = pods.iter().filter(|pod| pod.restarts > 0).count();
+    ensure!(restarted == 0, "{restarted} of {} were restarted", pods.len());
+    Ok(format!("{} pods Ready and enabled", pods.len()))
+}
+
+fn requests(stage: &Stage, since: SystemTime) -> Result<Requests> {
+    let requests = audit::of_agents(&stage.cluster().audit().requests()?, since..SystemTime::now())?;
+    let agent = stage.agent(NODE)?.name;
+    requests.get(&agent).cloned().ok_or_else(|| anyhow!("the audit log has nothing of {agent}"))
+}
+
+/// How often the annotation of each pod changed, from not being there on.
+fn changes(log: &[Change], namespace: &str) -> BTreeMap<String, usize> {
+    let mut last: BTreeMap<String, (Option<String>, usize)> = BTreeMap::new();
+    for change in log {
+        let What::Is(Object::Pod(pod)) = &change.what else { continue };
+        if pod.namespace == namespace {
+            let (annotation, changes) = last.entry(pod.full_name()).or_default();
+            *changes += usize::from(*annotation != pod.redirection);
+            annotation.clone_from(&pod.redirection);
+        }
+    }
+    last.into_iter().map(|(pod, (_, changes))| (pod, changes)).collect()
+}

@@ -1,0 +1,142 @@
+//! Parts of the node and of the control plane that end and come back, while pods of the mesh talk.
+
+use super::must_not_restart;
+use crate::cluster::test::demo::{self, Counted, DEMO, PODS};
+use crate::cluster::test::manifests::{AGENT, of_daemon_set};
+use crate::cluster::test::processes;
+use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::cluster::test::wire::Wire;
+use crate::cluster::watch::seen::Pod;
+use crate::lab::report::Report;
+use anyhow::{Result, ensure};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// Longer than the API server's clients wait before they give up, and than an ADD may take.
+const API_OUTAGE: Duration = Duration::from_secs(60);
+const CRASHER: &str = "crasher";
+
+/// The agents, then each node's kubelet, then each node's containerd.
+pub fn restarts(stage: &mut Stage, report: &mut Report) {
+    let prepared = demo::set_in_mesh(stage);
+    report.check("the applications are in the mesh", || prepared.map(|()| PODS.join(", ")));
+    through(stage, report, "a restart of the DaemonSet", |stage| {
+        let before: Vec<String> =
+            ["node1", "node2"].iter().flat_map(|node| stage.agent(node)).map(|pod| pod.uid).collect();
+        stage.kubectl(&["rollout", "restart", "daemonset/sluice-agent", "--namespace=sluice-system"])?;
+        stage.until("other agents to be Ready", PATIENCE * 2, |seen| {
+            let agents = of_daemon_set(seen, AGENT);
+            let new = agents.iter().filter(|pod| pod.ready && !before.contains(&pod.uid)).count();
+            ensure!(new == before.len() && agents.len() == new, "{new} of {} are", before.len());
+            Ok(())
+        })?;
+        Ok("two new agents are Ready".into())
+    });
+    through(stage, report, "a kubelet's restart", |stage| {
+        for index in [1, 2] {
+            stage.node(index)?.kill_kubelet()?;
+            sleep(Duration::from_secs(1));
+            stage.node(index)?.start_kubelet()?;
+        }
+        fresh_pod(stage, "after-kubelet")
+    });
+    through(stage, report, "a restart of containerd", |stage| {
+        for index in [1, 2] {
+            stage.node(index)?.kill_containerd()?;
+            sleep(Duration::from_secs(1));
+            stage.node(index)?.start_containerd()?;
+        }
+        fresh_pod(stage, "after-containerd")
+    });
+}
+
+/// The API server is away for a minute; a container ends and is started again meanwhile.
+pub fn api_server(stage: &mut Stage, report: &mut Report) {
+    let prepared = || -> Result<()> {
+        demo::set_in_mesh(stage)?;
+        let to = demo::echo(&stage.pod(DEMO, "server-2")?, true)?;
+        stage.apply(&[demo::client(DEMO, CRASHER, &[to]).on("node1").pod()])?;
+        stage.until_ready(DEMO, &[CRASHER])?;
+        stage.until_captured(DEMO, &[CRASHER], true).map(drop)
+    };
+    let prepared = prepared();
+    report.check("the applications are in the mesh, and one more that will crash", || {
+        prepared.map(|()| CRASHER.into())
+    });
+    through(stage, report, "an API server that is away for 60 s", |stage| {
+        stage.cluster().stop_apiserver()?;
+        let crashed = crash(stage);
+        sleep(API_OUTAGE);
+        let works = crashed.and_then(|pod| crasher_works(&pod));
+        stage.cluster().start_apiserver()?;
+        works
+    });
+    report.check("after its return everything converges: a new pod of the mesh is captured", || {
+        stage.until("the crash to be told", PATIENCE, |seen| {
+            let pod = seen.pod(DEMO, CRASHER)?;
+            ensure!(pod.restarts == 1 && pod.ready, "{} restarts, ready: {}", pod.restarts, pod.ready);
+            Ok(())
+        })?;
+        stage.until_captured(DEMO, &PODS, true)?;
+        fresh_pod(stage, "after-api-server")
+    });
+    report.check("the one that crashed goes", || {
+        stage
+            .kubectl(&["delete", "pod", "--namespace", DEMO, CRASHER, "--wait=false"])
+            .map(|_| "removed".into())
+    });
+}
+
+/// Ends the application in its pod, as a crash does.
+fn crash(stage: &Stage) -> Result<Pod> {
+    let pod = stage.pod(DEMO, CRASHER)?;
+    processes::program(&pod, "sluice-app")?.kill()?;
+    Ok(pod)
+}
+
+fn crasher_works(pod: &Pod) -> Result<String> {
+    let before = processes::totals(pod)?.new;
+    sleep(Duration::from_secs(2));
+    let now = processes::totals(pod)?.new;
+    ensure!(now.direct == 0 && now.failed == 0, "after its restart: {now:?}");
+    ensure!(now.proxied > before.proxied, "after its restart it makes no connections");
+    Ok(format!(
+        "a container that crashed meanwhile runs again, with {} connections through ztunnel",
+        now.proxied
+    ))
+}
+
+/// What must hold whenever something ends and comes back.
+fn through(stage: &Stage, report: &mut Report, what: &str, fault: impl FnOnce(&Stage) -> Result<String>) {
+    report.step(what);
+    let begin = || -> Result<(Wire, Counted)> { Ok((stage.listen()?, demo::counted(stage)?)) };
+    let begun = begin();
+    let done = fault(stage);
+    report.check(&format!("{what}: all of it comes back"), || done);
+    let (wire, before) = match begun {
+        Ok((wire, before)) => (Ok(wire), Ok(before)),
+        Err(why) => (Err(anyhow::anyhow!("{why:#}")), Err(why)),
+    };
+    report.check(&format!("{what}: new connections go through ztunnel"), || demo::until_paths(stage, true));
+    report.check(&format!("{what}: open connections are kept, no new one fails"), || before?.unharmed(stage));
+    report.check(&format!("{what}: no pod is restarted"), || must_not_restart(stage, DEMO, &PODS));
+    report.check(&format!("{what}: no uncaptured SYN"), || stage.judge(wire)?.must_hold());
+}
+
+/// A new client of the mesh comes up and is captured, and goes again.
+fn fresh_pod(stage: &Stage, name: &str) -> Result<String> {
+    let to = demo::echo(&stage.pod(DEMO, "server-1")?, true)?;
+    for (index, node) in ["node1", "node2"].iter().enumerate() {
+        let shape = demo::client(DEMO, &format!("{name}-{}", index + 1), std::slice::from_ref(&to));
+        stage.apply(&[shape.on(node).pod()])?;
+    }
+    let names = [format!("{name}-1"), format!("{name}-2")];
+    let names = [names[0].as_str(), names[1].as_str()];
+    stage.until_ready(DEMO, &names)?;
+    stage.until_captured(DEMO, &names, true)?;
+    let clients = names.map(|name| (DEMO, name));
+    let (direct, proxied) = demo::paths(stage, &clients)?;
+    ensure!(direct == 0 && proxied > 0, "{direct} of its connections are direct, {proxied} proxied");
+    stage.kubectl(&["delete", "pod", "--namespace", DEMO, names[0], names[1], "--wait=false"])?;
+    Ok(format!("a new pod on each node has {proxied} connections through ztunnel"))
+}

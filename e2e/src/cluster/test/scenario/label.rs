@@ -1,0 +1,95 @@
+//! A namespace joins the mesh and leaves it, under load.
+
+use super::{must_not_restart, told_of_end};
+use crate::cluster::test::demo::{self, CLIENTS, Counted, DEMO, OUTSIDE, OUTSIDER, PODS};
+use crate::cluster::test::stage::Stage;
+use crate::lab::capture::{Capture, Packets};
+use crate::lab::report::Report;
+use anyhow::{Result, anyhow, ensure};
+use sluice_shared::contract::PORT_HBONE;
+
+/// A client that begins while the namespace is in the mesh: its connections go through ztunnel when it leaves.
+const PROXIED: &str = "client-3";
+
+/// In and out.
+pub fn join_and_leave(stage: &mut Stage, report: &mut Report) {
+    join(stage, report);
+    leave(stage, report);
+}
+
+fn join(stage: &Stage, report: &mut Report) {
+    report.step("kubectl label namespace demo istio.io/dataplane-mode=ambient, under load");
+    let seen = || -> Result<(Counted, Packets)> {
+        demo::set(stage)?;
+        let wire = Capture::start(stage.cluster().fabric(), stage.node(1)?.link(), stage.captures())?;
+        let before = demo::counted(stage)?;
+        demo::label(stage, DEMO, true)?;
+        stage.until_captured(DEMO, &PODS, true)?;
+        demo::until_paths(stage, true)?;
+        Ok((before, wire.stop()?))
+    };
+    let seen = seen();
+    let seen = || seen.as_ref().map_err(|why| anyhow!("{why:#}"));
+    report.check("labelling the namespace brings its running pods in without a restart", || {
+        seen()?;
+        must_not_restart(stage, DEMO, &PODS)
+    });
+    report.check("joining: open connections are kept, no new one fails", || seen()?.0.unharmed(stage));
+    report.check("joining: new connections between nodes are mTLS on 15008", || {
+        let (tls, all) = seen()?.1.tls_to(PORT_HBONE);
+        ensure!(tls > 0 && tls == all, "{tls} of {all} connections to {PORT_HBONE} began as TLS");
+        Ok(format!("{tls} connections to {PORT_HBONE} on node1's link, all TLS"))
+    });
+    let wire = stage.listen();
+    let paths = demo::until_paths(stage, true);
+    report.check("joining: every new connection goes through ztunnel", || paths);
+    report.check("joining: no uncaptured SYN of a pod of the mesh", || stage.judge(wire)?.must_hold());
+    report.check("joining: a client outside still reaches them, and is not captured itself", || {
+        let outsider = stage.pod(OUTSIDE, OUTSIDER)?;
+        ensure!(outsider.redirection.is_none(), "its annotation says {:?}", outsider.redirection);
+        let (direct, proxied) = demo::paths(stage, &[(OUTSIDE, OUTSIDER)])?;
+        ensure!(direct + proxied > 0, "it makes no connections");
+        Ok(format!("{} new connections in 2 s", direct + proxied))
+    });
+}
+
+fn leave(stage: &Stage, report: &mut Report) {
+    report.step("kubectl label namespace demo istio.io/dataplane-mode-");
+    let left = || -> Result<Counted> {
+        let servers = stage.until_ready(DEMO, &["server-1", "server-2"])?;
+        let targets = [demo::echo(&servers[0], false)?, demo::echo(&servers[1], true)?];
+        stage.apply(&[demo::client(DEMO, PROXIED, &targets).on("node1").pod()])?;
+        stage.until_ready(DEMO, &[PROXIED])?;
+        let clients = [CLIENTS.as_slice(), &[PROXIED]].concat();
+        let clients: Vec<_> = clients.iter().map(|client| (DEMO, *client)).collect();
+        let through = stage.totals(DEMO, PROXIED)?.live;
+        ensure!(through.proxied == through.opened, "{PROXIED} has connections past ztunnel: {through:?}");
+        let before = demo::of(stage, &clients)?;
+        demo::label(stage, DEMO, false)?;
+        stage.until_captured(DEMO, &PODS, false)?;
+        Ok(before)
+    };
+    let left = left();
+    let left = || left.as_ref().map_err(|why| anyhow!("{why:#}"));
+    report.check("removing the label takes the pods out without a restart", || {
+        left()?;
+        must_not_restart(stage, DEMO, &[PODS.as_slice(), &[PROXIED]].concat())
+    });
+    report.check("leaving: every new connection is direct", || demo::until_paths(stage, false));
+    report.check("leaving: open connections are kept, through ztunnel or not", || left()?.unharmed(stage));
+    report.check(
+        "leaving: ztunnel is told once the last of a pod's connections through it has ended",
+        || {
+            let pod = stage.pod(DEMO, PROXIED)?;
+            stage.kubectl(&["delete", "pod", "--namespace", DEMO, PROXIED, "--wait=false"])?;
+            let own = told_of_end(stage, &pod)?;
+            // The servers' own connections through it ended with it, so they are let go too.
+            told_of_end(stage, &stage.pod(DEMO, "server-1")?)?;
+            Ok(own)
+        },
+    );
+    report.check("back in the mesh for what follows", || {
+        demo::set_in_mesh(stage)?;
+        demo::until_paths(stage, true)
+    });
+}

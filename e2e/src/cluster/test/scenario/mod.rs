@@ -1,0 +1,136 @@
+//! The scenarios, in the order in which they run: each leaves the cluster as the next needs it.
+
+mod absent;
+mod crowd;
+mod faults;
+mod fresh;
+mod kinds;
+mod label;
+mod late;
+mod lives;
+mod probes;
+mod reboot;
+mod requests;
+
+use super::processes;
+use super::stage::{CROWD, PATIENCE, Stage};
+use crate::cluster::watch::seen::Pod;
+use crate::lab::eventually;
+use crate::lab::report::Report;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A label that the test's configuration of the agent takes for the mesh, beside istio's.
+pub const SELECTOR: (&str, &str) = ("mesh.example.org/take", "yes");
+/// The container of ztunnel's pod.
+const ZTUNNEL: &str = "ztunnel";
+/// The container of the agent's pod, and its program.
+const AGENT: &str = "agent";
+
+/// A scenario: what it is called, what it does, and whether it installs Sluice itself.
+pub struct Scenario {
+    /// For `--only`.
+    pub name: &'static str,
+    /// What it does.
+    pub run: fn(&mut Stage, &mut Report),
+    /// Whether Sluice must not be there when it begins.
+    pub before_install: bool,
+}
+
+const fn scenario(name: &'static str, run: fn(&mut Stage, &mut Report)) -> Scenario {
+    Scenario { name, run, before_install: false }
+}
+
+/// All of them.
+pub const ALL: [Scenario; 15] = [
+    Scenario { name: "late-install", run: late::install, before_install: true },
+    scenario("label", label::join_and_leave),
+    scenario("fresh", fresh::first_packet),
+    scenario("outside", kinds::outside),
+    scenario("probes", probes::pass),
+    scenario("scale", crowd::scale),
+    scenario("burst", crowd::burst),
+    scenario("job", lives::job),
+    scenario("stateful", lives::stateful),
+    scenario("forced", lives::forced),
+    scenario("restarts", faults::restarts),
+    scenario("api-server", faults::api_server),
+    scenario("absent", absent::agent),
+    scenario("reboot", reboot::node),
+    scenario("requests", requests::whole_run),
+];
+
+/// Waits until ztunnel was told that a pod is no longer its own.
+///
+/// # Errors
+/// When it was not.
+fn told_of_end(stage: &Stage, pod: &Pod) -> Result<String> {
+    let ztunnel = stage.ztunnel(&pod.node)?;
+    let begun = Instant::now();
+    eventually(
+        &format!("ztunnel on {} to be told of {}'s end", pod.node, pod.full_name()),
+        PATIENCE,
+        || {
+            let said = stage.said(&ztunnel, ZTUNNEL)?;
+            let events = said.iter().filter_map(|line| serde_json::from_str::<Value>(&line.text).ok());
+            let mut ends = events.filter(|event| {
+                matches!(event["event"].as_str(), Some("del" | "reconciled-away"))
+                    && event["uid"] == pod.uid.as_str()
+            });
+            ends.next().map(drop).context("it was not").inspect_err(|_| sleep(Duration::from_millis(200)))
+        },
+    )?;
+    Ok(format!("ztunnel was told of the end of {} after {:.1} s", pod.name, begun.elapsed().as_secs_f32()))
+}
+
+/// Waits until a Deployment's pods, `app: NAMESPACE` in the namespace of the same name, are `count`, and all as wanted.
+///
+/// # Errors
+/// How many are.
+fn until_all(stage: &Stage, namespace: &str, count: usize, as_wanted: fn(&Pod) -> bool) -> Result<Vec<Pod>> {
+    stage.until(&format!("{count} pods of {namespace}"), CROWD, |seen| {
+        let pods = seen.labelled(namespace, "app", namespace);
+        let ready = pods.iter().filter(|pod| as_wanted(pod)).count();
+        ensure!(ready == count && pods.len() == count, "{ready} of {} are as they should be", pods.len());
+        Ok(pods.into_iter().cloned().collect())
+    })
+}
+
+/// The resident memory of the agent on a node, in kB.
+///
+/// # Errors
+/// When it does not run.
+fn memory(stage: &Stage, node: &str) -> Result<u64> {
+    processes::program(&stage.agent(node)?, "sluice-agent")?.resident()
+}
+
+/// Waits until no agent knows a pod of a namespace any more.
+///
+/// # Errors
+/// Which it still knows.
+fn nothing_left(stage: &Stage, namespace: &str) -> Result<String> {
+    for node in stage.cluster().nodes() {
+        stage.until(&format!("the agent on {} to let them go", node.name()), PATIENCE, |_| {
+            let status = stage.status(node)?;
+            let left: Vec<_> = status.pods.iter().filter(|pod| pod.namespace == namespace).collect();
+            ensure!(left.is_empty(), "{} are left: {} is {}", left.len(), left[0].name, left[0].state);
+            Ok(())
+        })?;
+    }
+    Ok("no agent knows them any more".into())
+}
+
+/// Fails if a pod of these was restarted.
+///
+/// # Errors
+/// Which, and how often.
+fn must_not_restart(stage: &Stage, namespace: &str, names: &[&str]) -> Result<String> {
+    let seen = stage.seen();
+    for name in names {
+        let pod = seen.pod(namespace, name)?;
+        ensure!(pod.restarts == 0, "{} was restarted {} times", pod.full_name(), pod.restarts);
+    }
+    Ok(format!("{} containers, restart counts 0", names.len()))
+}

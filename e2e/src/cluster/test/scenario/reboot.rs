@@ -1,0 +1,79 @@
+//! A node's power is cut, and it starts again.
+
+use crate::cluster::test::demo::{self, DEMO, OUTSIDE, OUTSIDER, PODS};
+use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::cluster::watch::seen::Pod;
+use crate::lab::report::Report;
+use anyhow::{Result, anyhow, ensure};
+use sluice_shared::admin::State;
+use std::thread::sleep;
+use std::time::Duration;
+
+const NODE: usize = 2;
+
+/// Everything of a node ends at once, `/run` and its network with it; what is on its disk stays.
+pub fn node(stage: &mut Stage, report: &mut Report) {
+    report.step("the power of node2 is cut, and it starts again");
+    let prepared = demo::set_in_mesh(stage);
+    let wire = stage.listen_on_the_fabric();
+    let rebooted = || -> Result<Vec<Pod>> {
+        prepared?;
+        let before = stage.seen();
+        stage.node(NODE)?.reboot()?;
+        // Until the kubelet has looked, the API shows the pods as they were before.
+        stage.until("the pods of node2 to be started again", PATIENCE * 3, |seen| {
+            let here = |pod: &&Pod| {
+                pod.node == "node2" && !pod.host_network && [DEMO, OUTSIDE].contains(&pod.namespace.as_str())
+            };
+            let pods: Vec<&Pod> = seen.pods.values().filter(here).collect();
+            for pod in &pods {
+                let was = before.pods.get(&pod.uid).map_or(0, |pod| pod.restarts);
+                ensure!(
+                    pod.restarts > was && pod.ready,
+                    "{} is {}, {} restarts",
+                    pod.name,
+                    pod.phase,
+                    pod.restarts
+                );
+            }
+            Ok(pods.into_iter().cloned().collect())
+        })
+    };
+    let rebooted = rebooted();
+    let rebooted = || rebooted.as_ref().map_err(|why| anyhow!("{why:#}"));
+    report.check("after a reboot of its node, agent and ztunnel are back", || {
+        rebooted()?;
+        stage.until_installed().map(|()| "Ready".into())
+    });
+    report.check("after a reboot of its node, a pod of the mesh comes back captured", || {
+        for pod in rebooted()?.iter().filter(|pod| pod.namespace == DEMO) {
+            until_enabled(stage, pod)?;
+        }
+        stage.until_captured(DEMO, &PODS, true)?;
+        let clients = [(DEMO, "client-2")];
+        let (direct, proxied) = demo::paths(stage, &clients)?;
+        ensure!(direct == 0, "{direct} of its connections are direct, {proxied} proxied");
+        Ok(format!("{proxied} new connections through ztunnel"))
+    });
+    report.check("after a reboot of its node, a pod outside the mesh comes back uncaptured", || {
+        let pod = stage.pod(OUTSIDE, OUTSIDER)?;
+        ensure!(pod.ready && pod.redirection.is_none(), "it is {} and {:?}", pod.phase, pod.redirection);
+        Ok("it is Ready".into())
+    });
+    report.check("from the power cut on, no uncaptured SYN on the fabric", || {
+        // A little of what they do now, in the same capture.
+        sleep(Duration::from_secs(1));
+        stage.judge(wire)?.must_hold()
+    });
+}
+
+/// The annotation may still be the one from before the reboot: the agent itself must say so.
+fn until_enabled(stage: &Stage, pod: &Pod) -> Result<()> {
+    stage.until(&format!("{} to be captured", pod.name), PATIENCE, |_| {
+        let status = stage.status(stage.node(NODE)?)?;
+        let found = status.pods.iter().find(|found| found.uid.as_str() == pod.uid);
+        let state = found.map(|found| found.state);
+        ensure!(state == Some(State::Enabled), "the agent says {state:?}");
+        Ok(())
+    })
+}

@@ -1,0 +1,395 @@
+//! What the scenarios share: the cluster, what the API server shows of it, the stand-in for istiod, and how to look.
+
+use super::leaks::{Judgement, judge};
+use super::lives::lives;
+use super::wire::Wire;
+use super::{manifests, processes, shapes};
+use crate::app::totals::Totals;
+use crate::cluster::istiod::Istiod;
+use crate::cluster::node::Node;
+use crate::cluster::watch::seen::Pod;
+use crate::cluster::watch::{Change, Seen, Watch};
+use crate::cluster::{Cluster, Options};
+use crate::lab::outer::Outer;
+use crate::lab::process::binary;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use sluice_shared::admin::NodeStatus;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// How long a loaded machine may take for what should take a second.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take for a hundred pods.
+pub const CROWD: Duration = Duration::from_secs(240);
+
+/// Everything that the scenarios use. Its parts end in the order in which they are named.
+pub struct Stage {
+    istiod: Istiod,
+    watch: Arc<Watch>,
+    cluster: Arc<Cluster>,
+    /// Since when nothing of a pod of the mesh may leave uncaptured, from its first packet on.
+    guarded: Option<SystemTime>,
+    captures: PathBuf,
+}
+
+impl Stage {
+    /// Starts a cluster without Sluice, and what watches it.
+    ///
+    /// # Errors
+    /// When a part does not come up.
+    pub fn set(outer: &Outer) -> Result<Self> {
+        let options = Options::default().with_built_images()?;
+        ensure!(!options.images.is_empty(), "there are no images: `make images` builds them");
+        let cluster = Arc::new(Cluster::up(outer, &options)?);
+        let captures = cluster.dir().join("captures");
+        std::fs::create_dir_all(&captures).with_context(|| format!("make {}", captures.display()))?;
+        let theirs = Arc::clone(&cluster);
+        let kubectl = move |args: &[&str]| {
+            let mut command = theirs.kubectl_command(args);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            theirs.fabric().run(|| command.spawn().context("start kubectl"))
+        };
+        let watch = Arc::new(Watch::start(Arc::new(kubectl), PATIENCE)?);
+        let theirs = Arc::clone(&cluster);
+        let files = move || {
+            let nodes = theirs.nodes().iter();
+            nodes.filter_map(|node| node.path(manifests::WORKLOADS_FILE).ok()).collect()
+        };
+        let istiod = Istiod::start(Arc::clone(&watch), files)?;
+        Ok(Self { istiod, watch, cluster, guarded: None, captures })
+    }
+
+    /// Puts Sluice and ztunnel onto every node, if they are not there; returns when they are Ready.
+    ///
+    /// # Errors
+    /// What is not Ready, and why.
+    pub fn install(&mut self) -> Result<()> {
+        if self.guarded.is_some() {
+            return Ok(());
+        }
+        for node in self.cluster.nodes() {
+            node.chain_sluice()?;
+        }
+        for manifest in manifests::sluice()?.iter().chain(&manifests::ztunnel()?) {
+            self.cluster.apply(manifest)?;
+        }
+        self.until_installed()?;
+        self.guarded = Some(SystemTime::now());
+        Ok(())
+    }
+
+    /// Applies Sluice's manifests again, and returns when everything is Ready.
+    ///
+    /// # Errors
+    /// What is not Ready, and why.
+    pub fn reinstall(&self) -> Result<()> {
+        for manifest in manifests::sluice()? {
+            self.cluster.apply(&manifest)?;
+        }
+        self.until_installed()
+    }
+
+    /// Gathers what a failure is to be understood by: logs, captures, the audit log; not what nodes run from.
+    ///
+    /// # Errors
+    /// When something cannot be copied.
+    pub fn evidence(&self) -> Result<PathBuf> {
+        let dir = self.cluster.dir().join("evidence");
+        std::fs::create_dir_all(&dir)?;
+        for what in ["logs", "captures"] {
+            copy(&self.cluster.dir().join(what), &dir.join(what))?;
+        }
+        for node in self.cluster.nodes() {
+            // One that is off has nothing to tell.
+            if let Ok(logs) = node.path("/var/log/pods") {
+                copy(&logs, &dir.join(node.name()))?;
+            }
+        }
+        for (name, args) in [("events", ["get", "events"]), ("pods", ["get", "pods"])] {
+            let said = self.kubectl(&[&args[..], &["--all-namespaces", "--output=wide"]].concat());
+            std::fs::write(dir.join(name), said.unwrap_or_else(|why| format!("{why:#}")))?;
+        }
+        std::fs::copy(self.cluster.dir().join("audit.log"), dir.join("audit.log"))?;
+        Ok(dir)
+    }
+
+    /// Waits until agent and ztunnel are Ready on every node.
+    ///
+    /// # Errors
+    /// Which are not, and what they said last.
+    pub fn until_installed(&self) -> Result<()> {
+        let wanted = self.cluster.nodes().len();
+        self.watch.until("agent and ztunnel to be Ready on every node", PATIENCE * 2, |seen| {
+            for daemon_set in [manifests::AGENT, manifests::ZTUNNEL] {
+                let pods = manifests::of_daemon_set(seen, daemon_set);
+                let ready = pods.iter().filter(|pod| pod.ready && !pod.deleting).count();
+                let all = ready == wanted && pods.len() == wanted;
+                ensure!(all, "{ready} of {wanted} pods of {} are Ready", daemon_set.1);
+            }
+            Ok(())
+        })
+    }
+
+    /// The cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// A node: the first is 1.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn node(&self, index: usize) -> Result<&Node> {
+        self.cluster.node(&format!("node{index}"))
+    }
+
+    /// Makes objects, or changes them.
+    ///
+    /// # Errors
+    /// With the API server's words.
+    pub fn apply(&self, items: &[Value]) -> Result<()> {
+        self.cluster.apply(&shapes::list(items).to_string()).map(drop)
+    }
+
+    /// `kubectl ARGS…`
+    ///
+    /// # Errors
+    /// With its words.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.cluster.kubectl(args)
+    }
+
+    /// Removes namespaces with all that is in them, and returns when their pods are gone.
+    ///
+    /// # Errors
+    /// When they do not go.
+    pub fn remove(&self, namespaces: &[&str]) -> Result<()> {
+        let args = [&["delete", "namespace", "--wait=false", "--ignore-not-found"], namespaces].concat();
+        self.kubectl(&args)?;
+        self.watch.until("the pods to go", CROWD, |seen| {
+            let left = seen.pods.values().filter(|pod| namespaces.contains(&pod.namespace.as_str())).count();
+            ensure!(left == 0, "{left} are left");
+            Ok(())
+        })
+    }
+
+    /// What the API server has now.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.watch.seen()
+    }
+
+    /// Everything that the API server showed, in order.
+    #[must_use]
+    pub fn log(&self) -> Vec<Change> {
+        self.watch.log()
+    }
+
+    /// Waits for something that the API server shows.
+    ///
+    /// # Errors
+    /// What was waited for, and what there was instead.
+    pub fn until<T>(
+        &self,
+        what: &str,
+        patience: Duration,
+        look: impl FnMut(&Seen) -> Result<T>,
+    ) -> Result<T> {
+        self.watch.until(what, patience, look)
+    }
+
+    /// A pod as it is now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pod(&self, namespace: &str, name: &str) -> Result<Pod> {
+        self.seen().pod(namespace, name).cloned()
+    }
+
+    /// Waits until these pods are Ready; returns them.
+    ///
+    /// # Errors
+    /// Which are not.
+    pub fn until_ready(&self, namespace: &str, names: &[&str]) -> Result<Vec<Pod>> {
+        self.until(&format!("{} to be Ready", names.join(", ")), PATIENCE, |seen| {
+            let pods = names.iter().map(|name| {
+                let pod = seen.pod(namespace, name)?;
+                ensure!(pod.ready && !pod.deleting, "{} is {}, not Ready", pod.full_name(), pod.phase);
+                Ok(pod.clone())
+            });
+            pods.collect()
+        })
+    }
+
+    /// Waits until these pods' annotation says `enabled`, or is not there.
+    ///
+    /// # Errors
+    /// Which pods say something else.
+    pub fn until_captured(&self, namespace: &str, names: &[&str], captured: bool) -> Result<Vec<Pod>> {
+        let state = if captured { "captured" } else { "let go" };
+        self.until(&format!("{} to be {state}", names.join(", ")), PATIENCE, |seen| {
+            let pods = names.iter().map(|name| {
+                let pod = seen.pod(namespace, name)?;
+                let says = &pod.redirection;
+                let as_wanted = if captured { pod.hbone() } else { says.is_none() };
+                ensure!(as_wanted, "the annotation of {} says {says:?}", pod.full_name());
+                Ok(pod.clone())
+            });
+            pods.collect()
+        })
+    }
+
+    /// What `sluicectl status` says on a node.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn status(&self, node: &Node) -> Result<NodeStatus> {
+        let socket = node.path(sluice_shared::contract::ADMIN_SOCKET)?;
+        let mut command = Command::new(binary("sluicectl")?);
+        let output = command.args(["status", "--output", "json", "--socket"]).arg(&socket).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        // 2 says that a pod is not as it should be; there is an answer all the same.
+        ensure!(matches!(output.status.code(), Some(0 | 2)), "sluicectl on {}: {}", node.name(), said.trim());
+        serde_json::from_slice(&output.stdout).context("read what sluicectl says")
+    }
+
+    /// What a client pod counted until now.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn totals(&self, namespace: &str, name: &str) -> Result<Totals> {
+        processes::totals(&self.pod(namespace, name)?)
+    }
+
+    /// The agent's pod on a node.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn agent(&self, node: &str) -> Result<Pod> {
+        manifests::on_node(&self.seen(), manifests::AGENT, node)
+    }
+
+    /// ztunnel's pod on a node.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn ztunnel(&self, node: &str) -> Result<Pod> {
+        manifests::on_node(&self.seen(), manifests::ZTUNNEL, node)
+    }
+
+    /// What a pod's container said in all of its lives on this node, a line each, without the runtime's prefix. Read
+    /// from the node's disk, so that neither API server nor kubelet has to be up.
+    ///
+    /// # Errors
+    /// When the files cannot be read.
+    pub fn said(&self, pod: &Pod, container: &str) -> Result<Vec<Line>> {
+        let name = format!("{}_{}_{}", pod.namespace, pod.name, pod.uid);
+        let dir =
+            self.cluster.node(&pod.node)?.path(Path::new("/var/log/pods").join(name).join(container))?;
+        let mut files: Vec<_> = std::fs::read_dir(&dir)
+            .with_context(|| format!("list {}", dir.display()))?
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        // 0.log, 1.log, …, one for each restart.
+        files.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
+        let mut lines = Vec::new();
+        for file in files {
+            // `stdout F` and the like: the runtime writes `TIME STREAM TAG TEXT` (CRI's log format).
+            let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+            lines.extend(text.lines().filter_map(Line::parse));
+        }
+        Ok(lines)
+    }
+
+    /// Listens everywhere.
+    ///
+    /// # Errors
+    /// When a capture cannot be started.
+    pub fn listen(&self) -> Result<Wire> {
+        Wire::everywhere(&self.cluster, &self.captures)
+    }
+
+    /// Listens on the fabric only.
+    ///
+    /// # Errors
+    /// When a capture cannot be started.
+    pub fn listen_on_the_fabric(&self) -> Result<Wire> {
+        Wire::on_the_fabric(&self.cluster, &self.captures)
+    }
+
+    /// Where captures go.
+    #[must_use]
+    pub fn captures(&self) -> &Path {
+        &self.captures
+    }
+
+    /// Ends captures, and judges what they saw by what the pods were.
+    ///
+    /// # Errors
+    /// When a capture lost packets, or the stand-in for istiod could not do its work.
+    pub fn judge(&self, wire: Result<Wire>) -> Result<Judgement> {
+        let packets = wire?.close()?;
+        ensure!(self.istiod.failure().is_none(), "the stand-in for istiod: {:?}", self.istiod.failure());
+        let guarded = self.guarded.context("nothing is installed")?;
+        Ok(judge(&packets, &lives(&self.log(), guarded)))
+    }
+
+    /// Events of a reason in a namespace.
+    ///
+    /// # Errors
+    /// With kubectl's words.
+    pub fn events(&self, namespace: &str, reason: &str) -> Result<Vec<String>> {
+        let selector = format!("reason={reason}");
+        let args =
+            ["get", "events", "--namespace", namespace, "--field-selector", &selector, "--output=json"];
+        let list: Value = serde_json::from_str(&self.kubectl(&args)?)?;
+        let events = list["items"].as_array().into_iter().flatten();
+        let text = |event: &Value| {
+            let of = event["involvedObject"]["name"].as_str().unwrap_or_default();
+            format!("{of}: {}", event["message"].as_str().unwrap_or_default())
+        };
+        Ok(events.map(text).collect())
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-r").arg(from).arg(to).status()?;
+    ensure!(status.success(), "copy {}: {status}", from.display());
+    Ok(())
+}
+
+/// A line of a container's log.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When it was said.
+    pub at: SystemTime,
+    /// What.
+    pub text: String,
+}
+
+impl Line {
+    fn parse(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(4, ' ');
+        let at: jiff::Timestamp = parts.next()?.parse().ok()?;
+        Some(Self { at: at.into(), text: parts.nth(2)?.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_s_log_line_is_read() {
+        let line = Line::parse(r#"2026-01-01T00:00:00.5Z stdout F {"event": "add"}"#).unwrap();
+        assert_eq!(line.text, r#"{"event": "add"}"#);
+        let since = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(since.subsec_millis(), 500);
+        assert!(Line::parse("nonsense").is_none());
+    }
+}
