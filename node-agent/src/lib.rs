@@ -1,6 +1,7 @@
 //! The node agent: the doing. What it does is decided and planned in `sluice-shared`.
 
 pub mod admin;
+pub mod adopt;
 pub mod app;
 pub mod config;
 pub mod durable;

@@ -1,0 +1,184 @@
+//! The runtime's word: its status of the pod's sandbox, over its socket. The strongest way, for the runtime made the
+//! namespace for this pod.
+
+mod choose;
+mod client;
+mod message;
+pub mod verbose;
+
+use super::batch::Batch;
+use super::processes::Handle;
+use super::verify::{self, Fit};
+use super::{Found, Miss, Wanted, Way};
+use crate::kernel::{Kernel, KernelError, Netns, Pool};
+use client::{CallError, Client};
+use message::{PodSandbox, PodSandboxStatusResponse};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+use verbose::Place;
+
+/// Where runtimes listen: containerd, CRI-O, k3s and RKE2, microk8s, k0s, Docker by cri-dockerd.
+pub const USUAL_SOCKETS: [&str; 7] = [
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/run/cri-dockerd.sock",
+    "/var/run/cri-dockerd.sock",
+];
+
+/// How many statuses are asked for at a time: the runtime has other work.
+const AT_A_TIME: usize = 8;
+
+/// The node's runtime.
+pub(super) struct Runtime {
+    sockets: Vec<PathBuf>,
+    proc: PathBuf,
+    pool: Arc<Pool>,
+    batch: Batch<Listing>,
+    calls: Semaphore,
+}
+
+/// What the runtime shows, and the connection on which it did.
+struct Listing {
+    client: Client,
+    sandboxes: Vec<PodSandbox>,
+}
+
+impl Runtime {
+    pub(super) fn new(sockets: Vec<PathBuf>, proc: PathBuf, pool: Arc<Pool>) -> Self {
+        Self { sockets, proc, pool, batch: Batch::default(), calls: Semaphore::new(AT_A_TIME) }
+    }
+
+    pub(super) async fn find(&self, wanted: &Wanted) -> Result<Found, Miss> {
+        if self.sockets.is_empty() {
+            return Err(Miss::Unknown("off (`criSocket` is empty)".into()));
+        }
+        let listing = self.batch.get(self.list()).await.map_err(Miss::Unknown)?;
+        let id = choose::sandbox(&listing.sandboxes, wanted)?.id.clone();
+        let answer = self.status(&id).await?;
+        let status = answer.status.as_ref();
+        let status = status.ok_or_else(|| Miss::Unknown(format!("it gives no status of sandbox {id}")))?;
+        choose::agrees(status, &id, wanted)?;
+        let place = verbose::place(&answer.info).map_err(|unreadable| match unreadable {
+            verbose::Unreadable::HostNetwork | verbose::Unreadable::OddPath(_) => {
+                Miss::No(format!("sandbox {id}: {unreadable}"))
+            }
+            verbose::Unreadable::Silent | verbose::Unreadable::Malformed(_) => {
+                Miss::Unknown(format!("sandbox {id}: {unreadable}"))
+            }
+        })?;
+        let (proc, wanted) = (self.proc.clone(), wanted.clone());
+        let found = self.pool.run(move |kernel| Ok(open(kernel, &proc, &place, &wanted))).await;
+        let (netns, path) = found.map_err(|error| Miss::Unknown(error.to_string()))??;
+        Ok(Found { netns, path, way: Way::Runtime, aside: Vec::new() })
+    }
+
+    /// The sandboxes of the first runtime that shows any: a node may have one that the kubelet does not use.
+    async fn list(&self) -> Result<Listing, String> {
+        let mut reasons = Vec::new();
+        let mut empty = None;
+        for socket in &self.sockets {
+            let listed = async {
+                let client = Client::connect(socket).await?;
+                let sandboxes = client.list().await?;
+                Ok::<_, CallError>(Listing { client, sandboxes })
+            };
+            match listed.await {
+                Ok(listing) if listing.sandboxes.is_empty() => empty = Some(listing),
+                Ok(listing) => return Ok(listing),
+                Err(error) => reasons.push(error.to_string()),
+            }
+        }
+        empty.ok_or_else(|| reasons.join(", "))
+    }
+
+    /// Asks for a status. When the runtime as a whole does not answer, others need not wait for that too.
+    async fn status(&self, id: &str) -> Result<PodSandboxStatusResponse, Miss> {
+        let Ok(_turn) = self.calls.acquire().await else {
+            return Err(Miss::Unknown("the agent is stopping".into()));
+        };
+        // What was listed may have been given up while this pod waited for its turn.
+        let listing = self.batch.get(self.list()).await.map_err(Miss::Unknown)?;
+        match listing.client.status(id).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let why = error.to_string();
+                if error.is_outage() {
+                    self.batch.fail(why.clone()).await;
+                }
+                Err(Miss::Unknown(why))
+            }
+        }
+    }
+}
+
+/// Opens the namespace by its path, or, where that leads nowhere from here, by the sandbox's process.
+fn open(kernel: &dyn Kernel, proc: &Path, place: &Place, wanted: &Wanted) -> Result<(Netns, PathBuf), Miss> {
+    let mut reasons = Vec::new();
+    if let Some(path) = &place.path {
+        let path = seen_from_here(path, proc);
+        match kernel.open(&path) {
+            Ok(netns) => return check(kernel, netns, path, wanted),
+            Err(error @ KernelError::HostNetns { .. }) => return Err(Miss::No(error.to_string())),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    if let Some(pid) = place.pid {
+        match by_process(kernel, proc, pid, wanted) {
+            Ok((netns, path)) => return check(kernel, netns, path, wanted),
+            Err(why) => reasons.push(format!("its process {pid}: {why}")),
+        }
+    }
+    let missing = match &place.path {
+        Some(path) => {
+            let directory = path.parent().unwrap_or(path).display();
+            format!("; is the host's {directory} mounted here, with HostToContainer propagation?")
+        }
+        None if place.pid.is_none() => {
+            "it says neither where the namespace is nor which process is in it".into()
+        }
+        None => String::new(),
+    };
+    Err(Miss::Unknown(format!("{}{missing}", reasons.join("; "))))
+}
+
+fn check(
+    kernel: &dyn Kernel,
+    netns: Netns,
+    path: PathBuf,
+    wanted: &Wanted,
+) -> Result<(Netns, PathBuf), Miss> {
+    let addresses = kernel.addresses(&netns).map_err(|error| Miss::Unknown(error.to_string()))?;
+    match verify::fit(&wanted.ips, &addresses) {
+        Fit::Some | Fit::All => Ok((netns, path)),
+        Fit::None => Err(Miss::No(format!(
+            "{}, which it names as the pod's, has none of the pod's addresses {:?}",
+            path.display(),
+            wanted.ips
+        ))),
+    }
+}
+
+/// The sandbox's process, if it is in the pod's cgroup: it may have ended, and its number may be another's by now.
+fn by_process(
+    kernel: &dyn Kernel,
+    proc: &Path,
+    pid: u32,
+    wanted: &Wanted,
+) -> Result<(Netns, PathBuf), String> {
+    let there = || format!("is {} the host's /proc? (`hostProc`)", proc.display());
+    let process = Handle::open(proc, pid).map_err(|error| format!("{error}; {}", there()))?;
+    let netns = process.netns(kernel)?;
+    if !process.pods()?.contains(&wanted.uid) {
+        return Err(format!("it is not in the pod's cgroup; {}", there()));
+    }
+    Ok((netns, process.path(proc)))
+}
+
+/// A path below the runtime's /proc is one below the host's, wherever that is mounted here.
+fn seen_from_here(path: &Path, proc: &Path) -> PathBuf {
+    path.strip_prefix("/proc").map_or_else(|_| path.to_owned(), |below| proc.join(below))
+}
