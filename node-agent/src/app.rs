@@ -3,6 +3,7 @@
 mod choices;
 
 use crate::admin;
+use crate::adopt::Finder;
 use crate::config::{Config, ExistingConnections, Source};
 use crate::health::{self, Health};
 use crate::journal::Journal;
@@ -70,11 +71,13 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
     let (following, hints, drift_choice) = choices::drift_watch(&kernel);
 
+    let finder = Finder::new(choices::adoption(config), Arc::clone(&pool));
     let cx = Arc::new(Context {
         settings: settings(config, backend),
         kernel: pool,
         ztunnel,
         registry,
+        finder,
         journal,
         members,
         host,

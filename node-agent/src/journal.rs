@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 /// The format's version; files of another are set aside.
 const VERSION: u32 = 1;
 
-/// How to reach a pod's namespace, as ADD vouched for it.
+/// How to reach a pod's namespace, as ADD vouched for it, or as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sandbox {
@@ -29,16 +29,27 @@ pub struct Sandbox {
     /// Its service account, once the source has said it: ztunnel finds the workload by it.
     #[serde(default)]
     pub service_account: Option<String>,
-    /// The attachment that carries the pod's address; `None` when no ADD but the source showed it.
+    /// The attachment that carries the pod's address, from ADD or from the runtime's word; `None` when it is not known.
     pub attachment: Option<AttachmentId>,
     /// The path that the runtime gave.
     pub path: PathBuf,
     /// Which namespace was there.
     pub netns: NetnsId,
-    /// The pod's addresses, from prevResult.
+    /// The pod's addresses, from prevResult, or as the source showed them when the sandbox was found.
     pub ips: Vec<IpAddr>,
+    /// Whether no ADD was seen for it, and it was found while it ran.
+    #[serde(default)]
+    pub adopted: bool,
     /// Whether the pod was redirected. Its rules are then looked for after a restart.
     pub redirected: bool,
+}
+
+impl Sandbox {
+    /// Whether somebody other than the source says that it is the pod's.
+    #[must_use]
+    pub fn is_vouched_for(&self) -> bool {
+        self.attachment.is_some() || self.adopted
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -198,6 +209,7 @@ mod tests {
             path: "/run/netns/a".into(),
             netns: NetnsId { dev: 4, inode: 4026532000 },
             ips: vec!["10.0.0.2".parse().unwrap(), "fd00::2".parse().unwrap()],
+            adopted: false,
             redirected: true,
         }
     }

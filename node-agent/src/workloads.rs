@@ -4,12 +4,14 @@
 //! it last showed. The lock is held for a look-up or a send, never across an await.
 
 use crate::admin::WhyError;
+use crate::adopt::Neighbours;
 use crate::reconcile::Message;
 use crate::zds;
 use sluice_shared::admin::{PodStatus, State};
 use sluice_shared::enroll::{Overrides, Reason};
 use sluice_shared::ids::{NetnsId, PodUid};
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
@@ -27,6 +29,8 @@ pub struct Entry {
     mailbox: mpsc::UnboundedSender<Message>,
     /// Whether a [`Message::Look`] is on its way: one is enough, however often something changes.
     look_pending: AtomicBool,
+    /// The addresses that the source shows for it, whether or not its task has got as far.
+    claims: Mutex<Vec<IpAddr>>,
     showing: Mutex<Showing>,
 }
 
@@ -56,8 +60,13 @@ impl Registry {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let _ = mailbox.send(message);
         let showing = Mutex::new(Showing { status: unknown(uid), handed: None });
-        let entry =
-            Arc::new(Entry { uid: uid.clone(), mailbox, look_pending: AtomicBool::new(false), showing });
+        let entry = Arc::new(Entry {
+            uid: uid.clone(),
+            mailbox,
+            look_pending: AtomicBool::new(false),
+            claims: Mutex::default(),
+            showing,
+        });
         pods.insert(uid.clone(), Arc::clone(&entry));
         spawn(entry, messages);
     }
@@ -124,6 +133,32 @@ impl Registry {
             .collect()
     }
 
+    /// Takes note of the addresses that the source shows for a pod: none for one that is done with the network, as another
+    /// may have them by now.
+    pub fn set_claims(&self, uid: &PodUid, addresses: &[IpAddr]) {
+        if let Some(entry) = self.lock().get(uid) {
+            *entry.claims() = addresses.to_vec();
+        }
+    }
+
+    /// What is known of the other pods.
+    #[must_use]
+    pub fn neighbours(&self, uid: &PodUid) -> Neighbours {
+        let entries: Vec<_> = self.lock().values().filter(|entry| entry.uid != *uid).cloned().collect();
+        let mut neighbours = Neighbours::default();
+        for entry in entries {
+            let mut addresses = entry.claims().clone();
+            let showing = entry.showing();
+            if showing.status.outside != Some(Reason::Terminal) {
+                addresses.extend(&showing.status.ips);
+            }
+            let addresses = addresses.iter().map(|ip| (ip.to_canonical(), entry.uid.clone()));
+            neighbours.addresses.extend(addresses);
+            neighbours.known.insert(entry.uid.clone());
+        }
+        neighbours
+    }
+
     /// Finds a pod by `namespace/name`, by a name that only one pod has, or by uid.
     ///
     /// # Errors
@@ -159,6 +194,10 @@ impl Entry {
     /// The pod's task is about to look: what changes from here on wants another one.
     pub fn looking(&self) {
         self.look_pending.store(false, Ordering::Release);
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Vec<IpAddr>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the pod last showed.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
+use sluice_agent::adopt::cri::USUAL_SOCKETS;
 use sluice_agent::config::{
     BackendChoice, Config, ConfigError, ExistingConnections, Invocation, KubeletCgroup, LogFormat,
     MarkGuardChoice, ProbesChoice, RawConfig, Source, in_force,
@@ -76,6 +77,8 @@ fn defaults_are_what_the_reference_says() {
         hold_timeout: Some(Duration::from_secs(30)),
         add_timeout: Duration::from_secs(8),
         host_proc: PathBuf::from("/proc"),
+        cri_sockets: USUAL_SOCKETS.map(PathBuf::from).to_vec(),
+        netns_dirs: ["/run/netns", "/var/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec(),
         host_netns: PathBuf::from("/proc/self/ns/net"),
         kubelet_cgroup: KubeletCgroup::Auto,
         mark_guard: MarkGuardChoice::Auto,
@@ -147,6 +150,8 @@ fn every_key_can_be_written_everywhere() {
         ("holdTimeoutSeconds", ("0", "0")),
         ("addTimeoutSeconds", ("3", "3")),
         ("hostProc", ("/q", "/q")),
+        ("criSocket", ("/x.sock", "/x.sock")),
+        ("netnsDirs", ("[/n, /m]", "/n, /m")),
         ("hostNetns", ("/h", "/h")),
         ("kubeletCgroup", ("/k", "/k")),
         ("markGuard", ("off", "off")),

@@ -13,6 +13,8 @@ const FAILED_FOR: Duration = Duration::from_secs(5);
 
 /// What the last look found. It is let go of soon after: between adoptions it costs nothing.
 pub(super) struct Batch<T> {
+    fresh: Duration,
+    failed_for: Duration,
     last: Arc<Mutex<Option<Look<T>>>>,
 }
 
@@ -23,7 +25,7 @@ struct Look<T> {
 
 impl<T> Default for Batch<T> {
     fn default() -> Self {
-        Self { last: Arc::default() }
+        Self { fresh: FRESH, failed_for: FAILED_FOR, last: Arc::default() }
     }
 }
 
@@ -48,7 +50,7 @@ impl<T: Send + Sync + 'static> Batch<T> {
     }
 
     fn put(&self, last: &mut Option<Look<T>>, found: Result<Arc<T>, String>) {
-        let until = Instant::now() + if found.is_ok() { FRESH } else { FAILED_FOR };
+        let until = Instant::now() + if found.is_ok() { self.fresh } else { self.failed_for };
         *last = Some(Look { until, found });
         let weak = Arc::downgrade(&self.last);
         tokio::spawn(async move {
@@ -68,34 +70,43 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[tokio::test(start_paused = true)]
-    async fn those_who_ask_together_share_one_look_and_later_ones_get_another() {
-        let (batch, looks) = (Batch::default(), AtomicUsize::new(0));
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn those_who_ask_together_share_one_look() {
+        let looks = AtomicUsize::new(0);
+        let batch = Batch { fresh: NEVER, ..Batch::default() };
         let ask = || {
             batch.get(async {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                tokio::task::yield_now().await;
                 Ok(looks.fetch_add(1, Ordering::SeqCst))
             })
         };
-        let (a, b) = tokio::join!(ask(), ask());
-        assert_eq!((a, b), (Ok(Arc::new(0)), Ok(Arc::new(0))));
-        tokio::time::sleep(FRESH).await;
-        assert!(batch.last.lock().await.is_none(), "what is old is let go of");
-        assert_eq!(ask().await, Ok(Arc::new(1)));
+        assert_eq!(tokio::join!(ask(), ask()), (Ok(Arc::new(0)), Ok(Arc::new(0))));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
+    async fn what_is_old_is_let_go_of() {
+        let batch = Batch { fresh: Duration::from_millis(1), ..Batch::default() };
+        assert_eq!(batch.get(async { Ok(1) }).await, Ok(Arc::new(1)));
+        while batch.last.lock().await.is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(batch.get(async { Ok(2) }).await, Ok(Arc::new(2)));
+    }
+
+    #[tokio::test]
     async fn a_failure_is_not_waited_for_twice() {
-        let batch = Batch::<()>::default();
-        let slow = || async {
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            Err("no answer".to_owned())
-        };
-        let began = Instant::now();
-        let (a, b) = tokio::join!(batch.get(slow()), batch.get(slow()));
-        assert_eq!((a, b), (Err("no answer".into()), Err("no answer".into())));
-        assert_eq!(began.elapsed(), Duration::from_secs(2));
-        tokio::time::sleep(FAILED_FOR).await;
-        assert_eq!(batch.get(async { Ok(()) }).await, Ok(Arc::new(())));
+        let batch = Batch { failed_for: NEVER, ..Batch::default() };
+        assert_eq!(batch.get(async { Err("no answer".to_owned()) }).await, Err("no answer".to_owned()));
+        assert_eq!(batch.get(async { Ok(()) }).await, Err("no answer".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_failure_takes_the_place_of_what_was_found() {
+        let batch = Batch { fresh: NEVER, failed_for: Duration::ZERO, ..Batch::default() };
+        assert_eq!(batch.get(async { Ok(1) }).await, Ok(Arc::new(1)));
+        batch.fail("gone".into()).await;
+        assert_eq!(batch.get(async { Ok(2) }).await, Ok(Arc::new(2)));
     }
 }

@@ -21,7 +21,7 @@ use sluice_shared::ids::{PodRef, PodUid};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Where to look.
@@ -64,6 +64,8 @@ pub struct Found {
     pub path: PathBuf,
     /// Who says that it is the pod's.
     pub way: Way,
+    /// The runtime's id of the sandbox, where the runtime was asked.
+    pub sandbox: Option<String>,
     /// What else was there, and was left aside.
     pub aside: Vec<String>,
 }
@@ -99,6 +101,7 @@ pub struct NotFound {
 /// Finds namespaces. One for the agent: pods that look at the same time share what is asked of the runtime and read
 /// from /proc.
 pub struct Finder {
+    host_proc: PathBuf,
     runtime: Runtime,
     mounts: Mounts,
     processes: Processes,
@@ -112,8 +115,15 @@ impl Finder {
         Self {
             runtime: Runtime::new(cri_sockets, host_proc.clone(), Arc::clone(&pool)),
             mounts: Mounts::new(netns_dirs, Arc::clone(&pool)),
-            processes: Processes::new(host_proc, pool),
+            processes: Processes::new(host_proc.clone(), pool),
+            host_proc,
         }
+    }
+
+    /// Whether a path is a process's way to its namespace: it ends with the process, though the namespace may live on.
+    #[must_use]
+    pub fn is_of_a_process(&self, path: &Path) -> bool {
+        path.starts_with(&self.host_proc)
     }
 
     /// Finds the namespace of a pod.

@@ -34,7 +34,7 @@ impl Mounts {
         let opened = self.pool.run(move |kernel| reopen(kernel, &chosen, &ips)).await;
         let (netns, path) =
             opened.map_err(|error| Miss::Unknown(error.to_string()))?.map_err(Miss::Unknown)?;
-        Ok(Found { netns, path, way: Way::BindMount, aside: Vec::new() })
+        Ok(Found { netns, path, way: Way::BindMount, sandbox: None, aside: Vec::new() })
     }
 
     fn miss(&self, unfit: &Unfit) -> Miss {

@@ -121,7 +121,7 @@ fn choose(
         }
     }
     match taken {
-        Some(netns) => Ok(Found { netns, path: chosen, way: Way::Processes, aside }),
+        Some(netns) => Ok(Found { netns, path: chosen, way: Way::Processes, sandbox: None, aside }),
         None => Err("its namespace is gone".into()),
     }
 }

@@ -1,6 +1,7 @@
 //! What is chosen at the start, by trying: the backend, the probe strategy, the mark guard, the drift watch. Each choice
 //! carries its reason, for `sluicectl status`.
 
+use crate::adopt;
 use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, ProbesChoice};
 use crate::journal::{Journal, Sandbox};
 use crate::kernel::linux::LinuxKernel;
@@ -181,6 +182,15 @@ pub(super) async fn find_kubelet(pool: &Pool, choice: &KubeletCgroup) -> Result<
     .await
 }
 
+/// Where pods' namespaces are looked for that no ADD has shown.
+pub(super) fn adoption(config: &Config) -> adopt::Settings {
+    adopt::Settings {
+        cri_sockets: config.cri_sockets.clone(),
+        netns_dirs: config.netns_dirs.clone(),
+        host_proc: config.host_proc.clone(),
+    }
+}
+
 /// The drift watch; without it the sweep alone sees changes.
 pub(super) fn drift_watch(
     kernel: &LinuxKernel,
@@ -216,6 +226,7 @@ mod tests {
             path: format!("/run/netns/{uid}").into(),
             netns,
             ips: vec!["10.0.0.2".parse().unwrap()],
+            adopted: false,
             redirected,
         };
         let [captured, outside, reused] =

@@ -208,6 +208,22 @@ pub static KEYS: &[Key] = &[
               process 1.",
     },
     Key {
+        name: "criSocket",
+        kind: Kind::AutoPathOrNone,
+        default: Default::Text("auto"),
+        doc: "The container runtime's socket, which is asked for the network namespaces of pods that ran before the \
+              agent. `auto` takes the first of the usual ones that shows any sandbox: containerd, CRI-O, k3s, microk8s, \
+              k0s, cri-dockerd. Empty asks no runtime.",
+    },
+    Key {
+        name: "netnsDirs",
+        kind: Kind::Paths,
+        default: Default::Text("/run/netns,/var/run/netns,/run/docker/netns"),
+        doc: "Where the runtime keeps its pods' network namespaces, as files. Pods that ran before the agent are looked \
+              for in them where the runtime cannot be asked. In a container they are the host's directories, mounted with \
+              HostToContainer propagation. Empty looks nowhere.",
+    },
+    Key {
         name: "kernelThreads",
         kind: Kind::Number(0..=256),
         default: Default::Text("0"),

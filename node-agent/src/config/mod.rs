@@ -78,6 +78,10 @@ pub struct Config {
     pub kubelet_cgroup: KubeletCgroup,
     /// `markGuard`
     pub mark_guard: MarkGuardChoice,
+    /// `criSocket`: the sockets that are tried, in order; empty is off.
+    pub cri_sockets: Vec<PathBuf>,
+    /// `netnsDirs`
+    pub netns_dirs: Vec<PathBuf>,
     /// `kernelThreads`, with 0 already replaced by the number of CPUs.
     pub kernel_threads: NonZeroUsize,
     /// `logFormat`

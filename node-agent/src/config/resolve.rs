@@ -6,6 +6,7 @@ use super::{
     BackendChoice, Config, ConfigError, ExistingConnections, KubeletCgroup, LogFormat, MarkGuardChoice,
     ProbesChoice, Source,
 };
+use crate::adopt::cri::USUAL_SOCKETS;
 use sluice_shared::enroll::EnablementSelector;
 use sluice_shared::membership::WhenAgentUnavailable;
 use std::num::NonZeroUsize;
@@ -62,6 +63,12 @@ impl Config {
                 "off" => MarkGuardChoice::Off,
                 _ => MarkGuardChoice::Auto,
             },
+            cri_sockets: match raw.text("criSocket")? {
+                "" => Vec::new(),
+                "auto" => USUAL_SOCKETS.iter().map(PathBuf::from).collect(),
+                path => vec![PathBuf::from(path)],
+            },
+            netns_dirs: raw.names("netnsDirs")?.iter().map(PathBuf::from).collect(),
             kernel_threads: threads(raw.number("kernelThreads")?),
             log_format: match raw.text("logFormat")? {
                 "json" => LogFormat::Json,

@@ -41,6 +41,10 @@ pub enum Kind {
     Selectors,
     /// `auto`, or an absolute path.
     AutoOrPath,
+    /// `auto`, an absolute path, or nothing.
+    AutoPathOrNone,
+    /// Absolute paths.
+    Paths,
     /// A `tracing` filter.
     LogFilter,
 }
@@ -54,7 +58,7 @@ pub enum Value {
     Flag(bool),
     /// A whole number.
     Number(u64),
-    /// Namespaces.
+    /// Namespaces, or paths.
     Names(Vec<String>),
     /// Enablement selectors.
     Selectors(Vec<EnablementSelector>),
@@ -71,7 +75,7 @@ impl Kind {
             Self::Number(_) => {
                 Value::Number(text.parse().map_err(|_| format!("{text:?} is not a whole number"))?)
             }
-            Self::Namespaces => {
+            Self::Namespaces | Self::Paths => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Value::Names(names.map(str::to_owned).collect())
             }
@@ -100,10 +104,12 @@ impl Kind {
         let value = match self {
             Self::Flag => typed(file, path, value, Value::Flag),
             Self::Number(_) => typed(file, path, value, Value::Number),
-            Self::Namespaces => typed(file, path, value, Value::Names),
+            Self::Namespaces | Self::Paths => typed(file, path, value, Value::Names),
             Self::Selectors => typed(file, path, value, Value::Selectors),
             // `metricsAddress:` with nothing after it is how YAML says "empty".
-            Self::Listen | Self::OptionalPath if value.is_null() => Ok(Value::Text(String::new())),
+            Self::Listen | Self::OptionalPath | Self::AutoPathOrNone if value.is_null() => {
+                Ok(Value::Text(String::new()))
+            }
             _ => typed(file, path, value, Value::Text),
         }?;
         self.check(&value).map_err(|why| Mistake::at_path(file, path, why))?;
@@ -129,6 +135,8 @@ impl Kind {
                                 with matchLabels and matchExpressions; as text, in YAML or JSON"
                 .to_owned(),
             Self::AutoOrPath => "auto, or an absolute path".to_owned(),
+            Self::AutoPathOrNone => "auto, an absolute path, or empty".to_owned(),
+            Self::Paths => "absolute paths; as text, joined by commas".to_owned(),
             Self::LogFilter => "a level (error, warn, info, debug, trace), or target=level pairs joined by \
                                 commas"
                 .to_owned(),
@@ -140,6 +148,7 @@ impl Kind {
             (Self::Number(range), Value::Number(number)) if !range.contains(number) => {
                 Err(format!("{number} is out of range"))
             }
+            (Self::Paths, Value::Names(paths)) => paths.iter().try_for_each(|path| absolute(path)),
             (_, Value::Names(names)) => names.iter().try_for_each(|name| dns_label(name)),
             (_, Value::Selectors(selectors)) => check_selectors(selectors),
             (_, Value::Text(text)) => self.check_text(text),
@@ -156,8 +165,9 @@ impl Kind {
             Self::Path => absolute(text),
             Self::OptionalPath if text.is_empty() => Ok(()),
             Self::OptionalPath => absolute(text),
-            Self::AutoOrPath if text == "auto" => Ok(()),
-            Self::AutoOrPath => absolute(text),
+            Self::AutoOrPath | Self::AutoPathOrNone if text == "auto" => Ok(()),
+            Self::AutoPathOrNone if text.is_empty() => Ok(()),
+            Self::AutoOrPath | Self::AutoPathOrNone => absolute(text),
             Self::Socket if text.len() > MAX_SOCKET_PATH => Err(format!("{text:?} is too long")),
             Self::Socket => absolute(text),
             Self::Ipv4 => source_v4(text),
@@ -170,7 +180,7 @@ impl Kind {
                 Ok(_) => Err("it is empty".to_owned()),
                 Err(error) => Err(format!("{text:?}: {error}")),
             },
-            Self::Flag | Self::Number(_) | Self::Namespaces | Self::Selectors => Ok(()),
+            Self::Flag | Self::Number(_) | Self::Namespaces | Self::Paths | Self::Selectors => Ok(()),
         }
     }
 }

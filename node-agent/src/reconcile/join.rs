@@ -5,7 +5,7 @@
 
 use super::handover::Handover;
 use super::pod::{Grip, PodTask, Redirected};
-use super::{Message, Whereabouts, share_an_address, sockets};
+use super::{Message, sockets};
 use crate::journal::Sandbox;
 use crate::kernel::{KernelError, Netns};
 use crate::metrics::{AddPhase, KernelStep};
@@ -107,6 +107,7 @@ impl PodTask {
             path: attachment.netns.into(),
             netns: netns.id(),
             ips: attachment.ips,
+            adopted: false,
             redirected: false,
         });
         true
@@ -247,70 +248,6 @@ impl PodTask {
         tracing::info!(uid = %self.entry.uid, connections = kept.len(), "older connections keep their path");
         plan.stage = Stage::Redirect(if kept.is_empty() { Older::None } else { Older::Kept(kept) });
         self.replace(&netns, plan).await
-    }
-
-    /// Opens the pod's namespace, and makes sure that it is the pod's: by the inode that ADD vouched for, or, where
-    /// only the source names a path, by the pod's address in it.
-    pub(super) async fn find_namespace(&mut self) -> Result<Arc<Netns>, String> {
-        let Some(Whereabouts { path, netns: vouched }) = self.whereabouts() else {
-            return Err(
-                "its network namespace is not known: no ADD was seen for it, and the source names no path"
-                    .into(),
-            );
-        };
-        let ips = self.ips();
-        if ips.is_empty() {
-            return Err("it has no address yet".into());
-        }
-        let netns = self.cx.open(&path).await.map_err(|error| error.to_string());
-        let netns = match netns {
-            Ok(netns) => Arc::new(netns),
-            Err(why) => {
-                self.forget_sandbox_of_source();
-                return Err(why);
-            }
-        };
-        match vouched {
-            Some(id) if id == netns.id() => return Ok(netns),
-            Some(id) => {
-                let found = netns.id();
-                self.forget_sandbox_of_source();
-                return Err(format!("{} was {id} and is {found} now: not the pod's", path.display()));
-            }
-            // DEL has let go of it; a path that is not gone yet does not bring it back.
-            None if self.released == Some(netns.id()) => {
-                return Err(format!("{} is what DEL let go of", path.display()));
-            }
-            None => {}
-        }
-        let there = Arc::clone(&netns);
-        let found =
-            self.cx.kernel.run(move |kernel| kernel.addresses(&there)).await.map_err(|e| e.to_string())?;
-        if !share_an_address(&found, &ips) {
-            return Err(format!("{} has none of the pod's addresses {ips:?}: not the pod's", path.display()));
-        }
-        if let Some(other) = self.cx.registry.holders(netns.id()).iter().find(|uid| **uid != self.entry.uid) {
-            return Err(format!("{} is held by the pod with uid {other}", path.display()));
-        }
-        let facts = self.facts.as_ref();
-        self.sandbox = Some(Sandbox {
-            uid: self.entry.uid.clone(),
-            pod: facts.map_or_else(|| PodRef::new("", ""), |facts| facts.pod_ref()),
-            service_account: facts.map(|facts| facts.service_account.clone()),
-            attachment: None,
-            path,
-            netns: netns.id(),
-            ips: Vec::new(),
-            redirected: false,
-        });
-        Ok(netns)
-    }
-
-    /// A path that only the source named may name another namespace next time; one that ADD vouched for may not.
-    fn forget_sandbox_of_source(&mut self) {
-        if self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_none()) {
-            self.sandbox = None;
-        }
     }
 
     /// The plan for the pod as things stand.

@@ -3,6 +3,7 @@
 //! Each pod has one task ([`pod`]) that does one step at a time; pods do not wait for each other. This file is the
 //! switchboard: it keeps what all pods share and passes every event on to the pods that it concerns.
 
+mod adopting;
 mod handover;
 mod host;
 mod join;
@@ -26,6 +27,7 @@ pub use message::Message;
 pub use view::NodeView;
 pub use ztunnel::{Trust, ZtunnelHooks, keep_hold};
 
+use crate::adopt::Finder;
 use crate::journal::Journal;
 use crate::kernel::{Netns, Pool};
 use crate::metrics::Metrics;
@@ -78,6 +80,8 @@ pub struct Context {
     pub ztunnel: zds::Handle,
     /// Every pod's mailbox and last showing.
     pub registry: Arc<Registry>,
+    /// Where namespaces are found that no ADD has shown.
+    pub finder: Finder,
     /// What this boot remembers.
     pub journal: Journal,
     /// What the plugin goes by when no agent answers.
@@ -184,8 +188,14 @@ impl Reconciler {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Pod(pod) => self.cx.tell(&pod.uid.clone(), Message::Facts(Some(pod))),
+            Event::Pod(pod) => {
+                let claims = if pod.phase.is_terminal() { Vec::new() } else { pod.ips.clone() };
+                let uid = pod.uid.clone();
+                self.cx.tell(&uid, Message::Facts(Some(pod)));
+                self.cx.registry.set_claims(&uid, &claims);
+            }
             Event::PodGone(uid) => {
+                self.cx.registry.set_claims(&uid, &[]);
                 self.cx.registry.send_existing(&uid, Message::Facts(None));
             }
             Event::Namespace(namespace) => self.namespace(&namespace.name, Some(&namespace)),

@@ -32,7 +32,7 @@ pub(super) struct PodTask {
     pub(super) entry: Arc<Entry>,
     /// Whether everything that the source showed at the start has come through this mailbox: the shared flag is set while
     /// it may still be on its way.
-    told_all: bool,
+    pub(super) told_all: bool,
     pub(super) messages: mpsc::UnboundedReceiver<Message>,
     /// Messages that came while a step was waiting for ztunnel: they are next.
     pub(super) deferred: VecDeque<Message>,
@@ -161,6 +161,7 @@ impl PodTask {
                     self.cx.status.shown(pod);
                 }
                 self.learn(facts);
+                self.leave_replaced_sandbox().await;
                 self.retry_at_once();
                 self.settle().await;
             }
@@ -264,7 +265,7 @@ impl PodTask {
         }
         self.retry_at_once();
         // A path that only the source named is nobody's once the source shows the pod no longer.
-        if self.facts.is_none() && self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_none()) {
+        if self.facts.is_none() && self.sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_vouched_for()) {
             self.release("the source no longer shows it").await;
         }
         self.show(State::Outside, reason.to_string());
@@ -273,7 +274,11 @@ impl PodTask {
     async fn del(&mut self, attachment: &Attachment, reply: oneshot::Sender<Reply>) {
         let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref());
         // A late DEL of an earlier attempt, or of a secondary interface, is not about the sandbox that lives.
-        if ours.is_some_and(|id| *id != attachment.id) {
+        let another = match ours {
+            Some(id) => *id != attachment.id,
+            None => self.lives_apart_from(attachment).await,
+        };
+        if another {
             answer_ok(reply, "another attachment of this pod is in force");
             return;
         }

@@ -11,7 +11,7 @@ impl PodTask {
     /// What the source says of the pod. A pod that it no longer shows keeps its last facts as long as its sandbox: judged
     /// by less, one that had opted out could be taken in.
     pub(super) fn learn(&mut self, facts: Option<Box<PodFacts>>) {
-        let vouched = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.attachment.is_some());
+        let vouched = self.sandbox.as_ref().is_some_and(Sandbox::is_vouched_for);
         self.facts_are_last = facts.is_none();
         if facts.is_some() || !vouched {
             self.facts = facts;
@@ -41,6 +41,7 @@ impl PodTask {
                 tracing::warn!(pod = %sandbox.pod, uid = %sandbox.uid, %error, "a pod of the journal cannot be opened yet");
                 self.sandbox.get_or_insert(sandbox);
             }
+            Ok(_) | Err(_) if self.recall_elsewhere(&sandbox).await => {}
             Ok(_) | Err(_) => {
                 tracing::info!(pod = %sandbox.pod, uid = %sandbox.uid, "a pod of the journal is gone");
                 self.cx.host.dismiss(&sandbox.uid).await;
@@ -49,6 +50,19 @@ impl PodTask {
                 }
             }
         }
+    }
+
+    /// The path of a captured pod's namespace may have been a process's that has ended, or lead nowhere from here any more,
+    /// while the namespace lives on.
+    async fn recall_elsewhere(&mut self, sandbox: &Sandbox) -> bool {
+        if !sandbox.redirected {
+            return false;
+        }
+        let found = self.seek(sandbox).await.filter(|found| found.netns.id() == sandbox.netns);
+        let Some(found) = found else { return false };
+        self.sandbox.get_or_insert(Sandbox { path: found.path, ..sandbox.clone() });
+        self.hand(self.workload(&Arc::new(found.netns)));
+        true
     }
 
     /// Where the pod's namespace is said to be.

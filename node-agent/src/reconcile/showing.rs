@@ -17,7 +17,7 @@ impl PodTask {
             return Some(facts.as_ref().clone());
         }
         // A path that only the source named says nothing once the source no longer shows the pod.
-        let vouched = |sandbox: &&Sandbox| sandbox.attachment.is_some() || !self.knows_enough();
+        let vouched = |sandbox: &&Sandbox| sandbox.is_vouched_for() || !self.knows_enough();
         let sandbox = self.sandbox.as_ref().filter(vouched)?;
         Some(PodFacts {
             uid: sandbox.uid.clone(),
@@ -34,14 +34,13 @@ impl PodTask {
         })
     }
 
-    /// The pod's addresses: what ADD vouched for, else what the source shows.
+    /// The pod's addresses: what ADD vouched for, else what the source shows, else what it showed before.
     pub(super) fn ips(&self) -> Vec<std::net::IpAddr> {
-        let vouched = self.sandbox.as_ref().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
-        if vouched.is_empty() {
-            self.facts.as_ref().map(|f| f.ips.clone()).unwrap_or_default()
-        } else {
-            vouched
-        }
+        let of_sandbox = self.sandbox.as_ref().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
+        let shown = self.facts.as_ref().map(|facts| facts.ips.clone()).unwrap_or_default();
+        let from_source = self.sandbox.as_ref().is_none_or(|sandbox| sandbox.adopted);
+        let (first, second) = if from_source { (shown, of_sandbox) } else { (of_sandbox, shown) };
+        if first.is_empty() { second } else { first }
     }
 
     /// The pod as ztunnel is told of it.

@@ -84,7 +84,7 @@ impl PodTask {
 
     /// Something may have changed in the namespace: look, and put right what has.
     pub(super) async fn look(&mut self) {
-        if self.sandbox_is_gone() {
+        if self.sandbox_is_gone() && !self.lives_on().await {
             self.release("its namespace is gone, though no DEL was seen").await;
             return self.settle().await;
         }
@@ -272,7 +272,7 @@ impl PodTask {
                 check("network namespace", true, "the host's, in which nothing is ever redirected".into())
             }
             _ => {
-                let why = "no ADD was seen for this pod, and the source names no path";
+                let why = "no ADD was seen for this pod, and it has not been found";
                 check("network namespace known", false, why.into())
             }
         }

@@ -73,7 +73,7 @@ impl Runtime {
         let (proc, wanted) = (self.proc.clone(), wanted.clone());
         let found = self.pool.run(move |kernel| Ok(open(kernel, &proc, &place, &wanted))).await;
         let (netns, path) = found.map_err(|error| Miss::Unknown(error.to_string()))??;
-        Ok(Found { netns, path, way: Way::Runtime, aside: Vec::new() })
+        Ok(Found { netns, path, way: Way::Runtime, sandbox: Some(id), aside: Vec::new() })
     }
 
     /// The sandboxes of the first runtime that shows any: a node may have one that the kubelet does not use.
@@ -118,15 +118,14 @@ impl Runtime {
 /// Opens the namespace by its path, or, where that leads nowhere from here, by the sandbox's process.
 fn open(kernel: &dyn Kernel, proc: &Path, place: &Place, wanted: &Wanted) -> Result<(Netns, PathBuf), Miss> {
     let mut reasons = Vec::new();
-    if let Some(path) = &place.path {
-        let path = seen_from_here(path, proc);
+    for path in place.path.iter().flat_map(|path| seen_from_here(path)) {
         match kernel.open(&path) {
             Ok(netns) => return check(kernel, netns, path, wanted),
             Err(error @ KernelError::HostNetns { .. }) => return Err(Miss::No(error.to_string())),
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    if let Some(pid) = place.pid {
+    for pid in place.path.iter().filter_map(|path| process_of(path)).chain(place.pid) {
         match by_process(kernel, proc, pid, wanted) {
             Ok((netns, path)) => return check(kernel, netns, path, wanted),
             Err(why) => reasons.push(format!("its process {pid}: {why}")),
@@ -178,7 +177,40 @@ fn by_process(
     Ok((netns, process.path(proc)))
 }
 
-/// A path below the runtime's /proc is one below the host's, wherever that is mounted here.
-fn seen_from_here(path: &Path, proc: &Path) -> PathBuf {
-    path.strip_prefix("/proc").map_or_else(|_| path.to_owned(), |below| proc.join(below))
+/// The paths that may lead here to where one leads on the host. There `/var/run` is a link to `/run`; in a container it
+/// may not be. The host's /proc is not this one.
+fn seen_from_here(path: &Path) -> Vec<PathBuf> {
+    if path.starts_with("/proc") {
+        return Vec::new();
+    }
+    let linked = path.strip_prefix("/var/run").map(|below| Path::new("/run").join(below));
+    std::iter::once(path.to_owned()).chain(linked).collect()
+}
+
+/// `/proc/<pid>/ns/net` → pid
+fn process_of(path: &Path) -> Option<u32> {
+    let below = path.strip_prefix("/proc").ok()?;
+    below.strip_prefix(below.components().next()?).ok().filter(|rest| *rest == Path::new("ns/net"))?;
+    below.components().next()?.as_os_str().to_str()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_paths_are_found_from_a_container_too() {
+        let seen = |path: &str| seen_from_here(Path::new(path));
+        assert_eq!(seen("/var/run/netns/a"), ["/var/run/netns/a", "/run/netns/a"].map(PathBuf::from));
+        assert_eq!(seen("/run/docker/netns/a"), [PathBuf::from("/run/docker/netns/a")]);
+        assert!(seen("/proc/7/ns/net").is_empty());
+        for (path, pid) in [
+            ("/proc/7/ns/net", Some(7)),
+            ("/proc/self/ns/net", None),
+            ("/proc/7/ns/mnt", None),
+            ("/proc", None),
+        ] {
+            assert_eq!(process_of(Path::new(path)), pid, "{path}");
+        }
+    }
 }

@@ -134,7 +134,7 @@ mod tests {
             let json = spec(&format!(r#"[{{"type":"network","path":"{odd}"}}]"#));
             assert!(matches!(read(&json), Err(Unreadable::OddPath(_))), "{odd}");
         }
-        for malformed in ["", "[]", "{", "7", r#"{"pid":"x"}"#, &"[".repeat(100_000)] {
+        for malformed in ["", "{", "7", r#"{"pid":"x"}"#, &"[".repeat(100_000)] {
             assert!(matches!(read(malformed), Err(Unreadable::Malformed(_))));
         }
     }

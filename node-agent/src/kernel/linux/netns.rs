@@ -8,6 +8,7 @@ use sluice_shared::ids::NetnsId;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The calling thread's own namespace.
@@ -137,7 +138,8 @@ fn refuse_lost_thread() -> Result<(), KernelError> {
 /// Opens a namespace, the host's included.
 pub(super) fn open_any(path: &Path) -> Result<Netns, KernelError> {
     let what = path.display().to_string();
-    match File::open(path) {
+    // What is there may be anything: a FIFO would wait for a writer.
+    match File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Ok(file) => identified(file.into(), &what),
         Err(error) => Err(KernelError::NotANetns { what, why: error.to_string() }),
     }

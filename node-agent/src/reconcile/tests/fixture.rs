@@ -1,6 +1,7 @@
 //! A reconciler in a box: a recording kernel below it, a scripted ztunnel beside it.
 
 use super::super::*;
+use crate::adopt;
 use crate::kernel::TcpSocket;
 use crate::kernel::fake::{Place, RecordingKernel};
 use crate::zds;
@@ -64,6 +65,14 @@ pub async fn start_telling(dir: tempfile::TempDir, kernel: RecordingKernel, stat
             drain_timeout: Duration::from_secs(60),
             add_timeout: Duration::from_millis(500),
         },
+        finder: Finder::new(
+            adopt::Settings {
+                cri_sockets: Vec::new(),
+                netns_dirs: vec![dir.path().join("netns")],
+                host_proc: dir.path().join("proc"),
+            },
+            Arc::clone(&pool),
+        ),
         host: HostTable::closed(Arc::clone(&pool), Backend::Nftables, metrics.clone(), "a test"),
         kernel: pool,
         ztunnel,

@@ -1,5 +1,6 @@
 //! The reconciler against a recording kernel and a scripted ztunnel.
 
+mod adopting;
 mod fixture;
 
 use super::*;
