@@ -8,7 +8,7 @@ use crate::config::{Config, ExistingConnections, Source};
 use crate::health::{self, Health};
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::{Hint, Kernel, Pool};
+use crate::kernel::{Hint, HostProc, Kernel, Pool};
 use crate::metrics::Metrics;
 use crate::reconcile::{
     Context, Members, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
@@ -43,9 +43,11 @@ const EVENTS: usize = 1024;
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let started = Instant::now();
     let metrics = Metrics::new();
+    let host_proc = HostProc::at(&config.host_proc);
     let kernel = Arc::new(
         LinuxKernel::new(&config.host_netns)
-            .with_context(|| format!("hostNetns {}", config.host_netns.display()))?,
+            .with_context(|| format!("hostNetns {}", config.host_netns.display()))?
+            .with_host_proc(host_proc.clone()),
     );
     let (backend, backend_choice) = choices::backend(config, &kernel)?;
     metrics.set_backend(backend);
@@ -61,12 +63,20 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let trust = Arc::new(choices::trust(config, &kernel, backend, &pool, &journal));
     let remembered = journal.pods().unwrap_or_default();
     let captured = choices::captured_before(&pool, remembered).await;
-    let host = choices::probes(config, backend, &pool, &metrics, &journal, captured).await?;
+    let parts = choices::ProbeParts {
+        config,
+        kernel: &kernel,
+        backend,
+        pool: &pool,
+        metrics: &metrics,
+        journal: &journal,
+    };
+    let host = choices::probes(parts, captured).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
-    let (ztunnel, zds_server) =
-        zds::Server::start(zds::Config::new(&config.zds_socket), Arc::new(hooks)).context("zdsSocket")?;
+    let zds_config = zds::Config { host_proc, ..zds::Config::new(&config.zds_socket) };
+    let (ztunnel, zds_server) = zds::Server::start(zds_config, Arc::new(hooks)).context("zdsSocket")?;
     let (hold, hold_now) = watch::channel(Hold::Drop);
     tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
     let (following, hints, drift_choice) = choices::drift_watch(&kernel);
@@ -93,7 +103,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
     }
-    tokio::spawn(sweep(Arc::clone(&cx), config.kubelet_cgroup.clone()));
+    tokio::spawn(sweep(Arc::clone(&cx), choices::Kubelet::new(config)));
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let Source::File(pods_file) = &config.source;
@@ -169,13 +179,13 @@ async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>, choice: watch::
 }
 
 /// Looks at every captured pod, at the host's table and for the kubelet's cgroup, once a [`SWEEP`].
-async fn sweep(cx: Arc<Context>, kubelet: crate::config::KubeletCgroup) {
+async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         cx.registry.look(None);
-        cx.host.look(choices::find_kubelet(&cx.kernel, &kubelet).await.ok()).await;
+        cx.host.look(kubelet.find(&cx.kernel).await.ok()).await;
     }
 }
 

@@ -1,5 +1,6 @@
 //! The agent on its node: what it watches, what its settings do, and how it stands up to a ztunnel that comes anew.
 
+mod contained;
 mod guard;
 mod ipv6;
 mod listeners;
@@ -16,6 +17,8 @@ type OnBackend = fn(&Outer, &'static str) -> anyhow::Result<()>;
 fn main() {
     let mut tests = vec![
         test("closed_listeners_are_seen_and_opened_again", listeners::closed),
+        test("in_a_container_with_few_capabilities_everything_works", contained::everything_works),
+        test("without_any_of_its_capabilities_the_agent_says_so", contained::every_capability_is_needed),
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
     for backend in BACKENDS {

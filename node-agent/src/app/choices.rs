@@ -6,7 +6,7 @@ use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, Probe
 use crate::journal::{Journal, Sandbox};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::linux::watch::Watch;
-use crate::kernel::{Hint, KernelError, Pool, WatchHandle};
+use crate::kernel::{Hint, HostProc, Kernel, KernelError, Pool, WatchHandle};
 use crate::metrics::Metrics;
 use crate::reconcile::{HostTable, Trust};
 use anyhow::Context as _;
@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Where kubelets are found, most common first. systemd's unit, its slice with kubelet's cgroup driver settings, and the
+/// Where kubelets are found, most common first: systemd's unit, its slice with kubelet's cgroup driver settings, and the
 /// distributions that run the kubelet within their own process.
 const KUBELET_CGROUPS: [&str; 8] = [
     "system.slice/kubelet.service",
@@ -33,6 +33,18 @@ const KUBELET_CGROUPS: [&str; 8] = [
     "system.slice/rke2-server.service",
     "system.slice/snap.microk8s.daemon-kubelite.service",
 ];
+
+/// What the process is called that is a kubelet, or has one in it. Looked for where none of the cgroups above is there.
+const KUBELETS: [&str; 4] = ["kubelet", "k3s-server", "k3s-agent", "kubelite"];
+
+/// Finds the kubelet's cgroup again and again: a kubelet that restarts may get a new one.
+#[derive(Clone)]
+pub(super) struct Kubelet {
+    choice: KubeletCgroup,
+    proc: HostProc,
+    /// Where it was found last, to look there first.
+    last: Option<String>,
+}
 
 /// The backend that takes a whole plan in a scratch namespace.
 ///
@@ -95,46 +107,38 @@ pub(super) async fn captured_before(pool: &Pool, remembered: Vec<Sandbox>) -> BT
     found.await.unwrap_or_default()
 }
 
+/// What a probe strategy is made of.
+#[derive(Clone, Copy)]
+pub(super) struct ProbeParts<'a> {
+    pub(super) config: &'a Config,
+    pub(super) kernel: &'a LinuxKernel,
+    pub(super) backend: Backend,
+    pub(super) pool: &'a Arc<Pool>,
+    pub(super) metrics: &'a Metrics,
+    pub(super) journal: &'a Journal,
+}
+
 /// The probe strategy. `pods` are in the host's table from the start, where there is one. A former run's table goes
 /// where there is none.
 ///
 /// # Errors
 /// When the one that the configuration insists on does not work.
 pub(super) async fn probes(
-    config: &Config,
-    backend: Backend,
-    pool: &Arc<Pool>,
-    metrics: &Metrics,
-    journal: &Journal,
+    parts: ProbeParts<'_>,
     pods: BTreeMap<PodUid, Vec<IpAddr>>,
 ) -> anyhow::Result<HostTable> {
+    const CHOSEN: &str = "chosen by the configuration";
+    let ProbeParts { backend, pool, metrics, .. } = parts;
     let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
-    let chosen = match config.probes {
-        ProbesChoice::None => {
-            HostTable::closed(Arc::clone(pool), backend, metrics.clone(), "chosen by the configuration")
-        }
-        ProbesChoice::Source => table("chosen by the configuration"),
-        ProbesChoice::Snat => {
-            snat(config, backend, pool, metrics, journal, pods, "chosen by the configuration")
-                .await
-                .context("probes: snat does not work on this node; auto would take another strategy")?
-        }
-        ProbesChoice::Auto => {
-            match snat(
-                config,
-                backend,
-                pool,
-                metrics,
-                journal,
-                pods,
-                "the host takes the rules that it needs",
-            )
+    let chosen = match parts.config.probes {
+        ProbesChoice::None => HostTable::closed(Arc::clone(pool), backend, metrics.clone(), CHOSEN),
+        ProbesChoice::Source => table(CHOSEN),
+        ProbesChoice::Snat => snat(parts, pods, CHOSEN)
             .await
-            {
-                Ok(table) => table,
-                Err(error) => table(&format!("snat does not work here: {error:#}")),
-            }
-        }
+            .context("probes: snat does not work on this node; auto would take another strategy")?,
+        ProbesChoice::Auto => snat(parts, pods, "the host takes the rules that it needs")
+            .await
+            .unwrap_or_else(|error| table(&format!("snat does not work here: {error:#}"))),
     };
     let Choice { chosen: strategy, because } = chosen.choice();
     tracing::info!(strategy, because, "probe strategy chosen");
@@ -145,15 +149,13 @@ pub(super) async fn probes(
 }
 
 async fn snat(
-    config: &Config,
-    backend: Backend,
-    pool: &Arc<Pool>,
-    metrics: &Metrics,
-    journal: &Journal,
+    parts: ProbeParts<'_>,
     pods: BTreeMap<PodUid, Vec<IpAddr>>,
     because: &str,
 ) -> anyhow::Result<HostTable> {
-    let kubelet = find_kubelet(pool, &config.kubelet_cgroup).await?;
+    let ProbeParts { config, kernel, backend, pool, metrics, journal } = parts;
+    kernel.cgroups_are_told_apart(backend).context("rules by cgroup do not work on this node")?;
+    let kubelet = Kubelet::new(config).find(pool).await?;
     let plan =
         HostPlan { kubelet, source_v4: config.probe_source_v4, source_v6: config.probe_source_v6, pods };
     let table =
@@ -162,24 +164,45 @@ async fn snat(
     table.context("the host refuses the rules")
 }
 
-/// The kubelet's cgroup as it is now.
-///
-/// # Errors
-/// When it is not there.
-pub(super) async fn find_kubelet(pool: &Pool, choice: &KubeletCgroup) -> Result<CgroupRef, KernelError> {
-    let choice = choice.clone();
-    pool.run(move |kernel| match &choice {
-        KubeletCgroup::Path(path) => kernel.cgroup_at(&path.to_string_lossy()),
-        KubeletCgroup::Auto => {
-            let found = KUBELET_CGROUPS.iter().find_map(|path| kernel.cgroup_at(path).ok());
-            found.ok_or_else(|| KernelError::Call {
-                call: "find the kubelet's cgroup".into(),
-                source: std::io::Error::from_raw_os_error(libc::ENOENT),
-                detail: format!("none of /{}; say it as kubeletCgroup", KUBELET_CGROUPS.join(", /")),
-            })
-        }
-    })
-    .await
+impl Kubelet {
+    pub(super) fn new(config: &Config) -> Self {
+        let (choice, proc) = (config.kubelet_cgroup.clone(), HostProc::at(&config.host_proc));
+        Self { choice, proc, last: None }
+    }
+
+    /// Its cgroup as it is now.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub(super) async fn find(&mut self, pool: &Pool) -> Result<CgroupRef, KernelError> {
+        let Self { choice, proc, last } = self.clone();
+        let found = pool.run(move |kernel| match &choice {
+            KubeletCgroup::Path(path) => kernel.cgroup_at(&path.to_string_lossy()),
+            KubeletCgroup::Auto => {
+                let likely = last.as_deref().into_iter().chain(KUBELET_CGROUPS);
+                let found = likely.into_iter().find_map(|path| kernel.cgroup_at(path).ok());
+                found.or_else(|| running_kubelet(kernel, &proc)).ok_or_else(|| KernelError::Call {
+                    call: "find the kubelet's cgroup".into(),
+                    source: std::io::Error::from_raw_os_error(libc::ENOENT),
+                    detail: format!(
+                        "none of /{}, and no process {} of root in a cgroup v2 of its own; say it as kubeletCgroup",
+                        KUBELET_CGROUPS.join(", /"),
+                        KUBELETS.join(", ")
+                    ),
+                })
+            }
+        });
+        let found = found.await?;
+        self.last = Some(found.path.clone());
+        Ok(found)
+    }
+}
+
+/// The cgroup of a process that is called as a kubelet is. One in a pod is none: a pod with the host's network could
+/// otherwise pass for the kubelet.
+fn running_kubelet(kernel: &dyn Kernel, proc: &HostProc) -> Option<CgroupRef> {
+    let cgroups = proc.named(&KUBELETS).into_iter().filter_map(|pid| kernel.cgroup_of(pid).ok());
+    cgroups.into_iter().find(|cgroup| !cgroup.path.contains("kubepods"))
 }
 
 /// Where pods' namespaces are looked for that no ADD has shown.

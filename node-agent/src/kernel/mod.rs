@@ -6,9 +6,11 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
+pub mod hostproc;
 pub mod linux;
 mod pool;
 
+pub use hostproc::HostProc;
 pub use linux::watch::{Hint, WatchHandle};
 pub use pool::Pool;
 
@@ -186,6 +188,9 @@ pub enum KernelError {
         /// The kernel's extended ack, the message's label, or the program's stderr.
         detail: String,
     },
+    /// There is no such process any more.
+    #[error("process {0} has ended")]
+    NoProcess(i32),
     /// The pool has shut down, or one of its threads was lost in a namespace.
     #[error("the kernel threads are gone: {0}")]
     Gone(String),
@@ -201,7 +206,7 @@ impl KernelError {
                 Some(libc::EPERM | libc::EACCES | libc::EOPNOTSUPP | libc::ENOENT | libc::EPROTONOSUPPORT)
             ),
             Self::NotANetns { .. } | Self::HostNetns { .. } => true,
-            Self::Gone(_) => false,
+            Self::Gone(_) | Self::NoProcess(_) => false,
         }
     }
 }

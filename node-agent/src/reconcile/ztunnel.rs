@@ -3,14 +3,13 @@
 
 use super::Message;
 use crate::journal::Journal;
-use crate::kernel::Pool;
+use crate::kernel::{KernelError, Pool};
 use crate::workloads::Registry;
 use crate::zds::{Hooks, Peer, Workload};
 use sluice_shared::admin::Choice;
 use sluice_shared::ids::PodUid;
 use sluice_shared::plan::{CgroupRef, Hold, MarkGuard};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -113,7 +112,7 @@ impl Trust {
                 state.guard = MarkGuard::Cgroups(trusted);
             }
             // One that is dead already sends nothing: no reason to trust anybody.
-            Err(error) if pid > 0 && !Path::new(&format!("/proc/{pid}")).exists() => {
+            Err(error @ KernelError::NoProcess(_)) => {
                 tracing::info!(pid, %error, "a ztunnel died before its cgroup was read");
             }
             Err(error) => state.open(&format!("ztunnel's cgroup (pid {pid}) is not to be had: {error}")),

@@ -47,7 +47,9 @@ pub struct Workload {
 pub struct Peer {
     /// The connection's number, counted from 1.
     pub connection: u64,
-    /// From `SO_PEERCRED`; 0 when the process is outside the agent's pid namespace.
+    /// The process, as [`HostProc::peer`] says it.
+    ///
+    /// [`HostProc::peer`]: crate::kernel::HostProc::peer
     pub pid: i32,
 }
 

@@ -3,9 +3,11 @@
 use super::conn::Lockstep;
 use super::link::{self, Shared};
 use super::{AddError, Connection, Hooks, Peer, PodState, Workload};
+use crate::kernel::{HostProc, hostproc};
 use crate::seqpacket::{Conn, ListenError, Listener};
 use sluice_shared::ids::PodUid;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,8 @@ pub struct Config {
     pub accept_burst: u32,
     /// The user that ztunnel runs as; others are turned away.
     pub ztunnel_uid: u32,
+    /// Where the process at the other end is looked up.
+    pub host_proc: HostProc,
 }
 
 /// The listening server. Dropping it closes the socket and every connection; ztunnels go on serving their pods, and
@@ -79,6 +83,7 @@ impl Config {
             accept_interval: Duration::from_millis(200),
             accept_burst: 5,
             ztunnel_uid: 0,
+            host_proc: HostProc::default(),
         }
     }
 }
@@ -253,5 +258,9 @@ fn admit(conn: Conn, config: &Config) -> std::io::Result<Option<(i32, Lockstep)>
         );
         return Ok(None);
     }
-    Ok(Some((peer.pid, Lockstep::new(conn, config.answer_timeout))))
+    let pid = config.host_proc.peer(conn.as_fd()).unwrap_or_else(|error| {
+        warn!("cannot tell which process is on ztunnel's socket: {error}");
+        hostproc::UNKNOWN
+    });
+    Ok(Some((pid, Lockstep::new(conn, config.answer_timeout))))
 }

@@ -2,6 +2,7 @@
 
 use crate::fixture::{kernel, plan};
 use crate::listeners::Dial;
+use crate::nested;
 use sluice_agent::kernel::linux::watch::Watch;
 use sluice_shared::lower::Backend;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ pub fn is_task() -> bool {
             kernel.probe_backends(&plan(), Some(Backend::Iptables)).expect("a plan without a guard works");
             println!("{:?}", kernel.guard_works(Backend::Iptables, &plan()));
         }
+        ["look", host_proc] => println!("{}", nested::look(host_proc)),
         _ => panic!("unknown task {task}"),
     }
     true
@@ -63,6 +65,14 @@ pub fn probe_iptables_without_programs() -> String {
 pub fn guard_with_extensions_in(directory: &Path) -> String {
     let mut command = Command::new(std::env::current_exe().expect("own path"));
     output(command.env(TASK, "guard-iptables").env("XTABLES_LIBDIR", directory))
+}
+
+/// What an agent within `container`, a command that runs another one, finds of the cgroups of the host that `host_proc`
+/// shows.
+pub fn in_a_container(container: &[&str], host_proc: &str) -> String {
+    let mut command = Command::new(container[0]);
+    command.args(&container[1..]).arg(std::env::current_exe().expect("own path"));
+    output(command.env(TASK, format!("look {host_proc}")))
 }
 
 fn output(command: &mut Command) -> String {

@@ -3,7 +3,7 @@
 use crate::fixture::Ns;
 use crate::packets::TestCgroups;
 use sluice_agent::kernel::linux::{LinuxKernel, cgroup};
-use sluice_agent::kernel::{Fingerprint, Kernel, Pool};
+use sluice_agent::kernel::{Fingerprint, HostProc, Kernel, Pool};
 use sluice_agent::metrics::Metrics;
 use sluice_agent::reconcile::HostTable;
 use sluice_shared::host::HostPlan;
@@ -20,7 +20,7 @@ pub const TESTS: &[(&str, fn())] = &[
 
 fn lifecycle(backend: Backend) {
     let (host, tree) = (Ns::new(), TestCgroups::new(&format!("host-{backend}")));
-    let kubelet = cgroup::at_path(&tree.path("ztunnel")).expect("the cgroup is there");
+    let kubelet = cgroup::at_path(&HostProc::default(), &tree.path("ztunnel")).expect("the cgroup is there");
     let plan = HostPlan {
         kubelet,
         source_v4: [169, 254, 7, 127].into(),

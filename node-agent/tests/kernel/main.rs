@@ -10,6 +10,7 @@ mod host;
 mod lifecycle;
 mod listeners;
 mod live;
+mod nested;
 mod observe;
 mod packets;
 mod seam;
@@ -72,5 +73,6 @@ fn trials() -> Vec<Trial> {
     add("watch", watch::TESTS);
     add("backends", backends::TESTS);
     add("host", host::TESTS);
+    add("nested", nested::TESTS);
     trials
 }

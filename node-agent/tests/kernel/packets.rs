@@ -3,6 +3,7 @@
 use crate::child;
 use crate::fixture::{FAR4, FAR6, OUTSIDE4, OUTSIDE6, POD4, POD6, Way, World, eventually, plan};
 use crate::listeners::{Dial, Listener, ZTUNNEL_MARK, Ztunnel, answer_udp, ask_udp};
+use sluice_agent::kernel::HostProc;
 use sluice_agent::kernel::linux::cgroup;
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
 use sluice_shared::ids::Ifname;
@@ -92,7 +93,8 @@ fn guard() {
         let world = World::new();
         let _ztunnel = Ztunnel::start(&world.pod);
         let _listeners = everybody_else(&world);
-        let ztunnel = cgroup::at_path(&tree.path("ztunnel")).expect("the cgroup is there");
+        let ztunnel =
+            cgroup::at_path(&HostProc::default(), &tree.path("ztunnel")).expect("the cgroup is there");
         let guarded = MarkGuard::Cgroups(BTreeSet::from([ztunnel]));
         world.enroll(way, &RedirectPlan { guard: guarded, ..plan() });
         let to = SocketAddr::from((address(FAR4), 443));
@@ -106,7 +108,8 @@ fn guard() {
             assert_eq!(got, expected, "{way:?}: mark {mark:#x} from {cgroup}");
         }
         // An upgraded ztunnel passes as soon as its cgroup is named.
-        let both = ["ztunnel", "forger"].map(|name| cgroup::at_path(&tree.path(name)).expect("there"));
+        let both = ["ztunnel", "forger"]
+            .map(|name| cgroup::at_path(&HostProc::default(), &tree.path(name)).expect("there"));
         let plan = RedirectPlan { guard: MarkGuard::Cgroups(BTreeSet::from(both)), ..plan() };
         world.step(way, sluice_shared::lower::Step::Replace(&plan));
         let got = world.pod.run(|| child::dial(&tree.procs("forger"), to, ZTUNNEL_MARK));
@@ -282,8 +285,12 @@ impl TestCgroups {
         format!("{}/{cgroup}", self.0.file_name().expect("a name").to_string_lossy())
     }
 
+    pub fn directory(&self, cgroup: &str) -> PathBuf {
+        self.0.join(cgroup)
+    }
+
     fn procs(&self, cgroup: &str) -> PathBuf {
-        self.0.join(cgroup).join("cgroup.procs")
+        self.directory(cgroup).join("cgroup.procs")
     }
 }
 

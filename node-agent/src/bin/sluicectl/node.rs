@@ -44,7 +44,7 @@ fn choice(choice: &Choice) -> String {
 
 fn connection(ztunnel: &ZtunnelStatus) -> String {
     let ready = if ztunnel.ready { "ready" } else { "not ready: its snapshot is not acknowledged yet" };
-    let pid = if ztunnel.pid == 0 { "pid not visible".to_owned() } else { format!("pid {}", ztunnel.pid) };
+    let pid = if ztunnel.pid <= 0 { "pid not visible".to_owned() } else { format!("pid {}", ztunnel.pid) };
     let cgroup = ztunnel.cgroup.as_deref().unwrap_or("not known");
     format!("#{} {ready} ({pid}, cgroup {cgroup})", ztunnel.connection)
 }

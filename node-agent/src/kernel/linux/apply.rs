@@ -1,7 +1,6 @@
 //! Ops, and a look at what they made of the namespace, with nobody in between.
 
-use super::iptables::Variant;
-use super::{carry_out, observation, observed_rules, ruleset};
+use super::{Means, carry_out, observation, observed_rules, ruleset};
 use crate::kernel::{KernelError, Observation};
 use sluice_shared::op::KernelOp;
 use std::io;
@@ -13,19 +12,19 @@ const ATTEMPTS: usize = 5;
 ///
 /// With nftables the look shows our commits and nothing else: it is taken at the generation that they alone lead to.
 /// ip_tables counts nothing, so with iptables it shows what is there a moment later.
-pub(super) fn apply(ops: &[KernelOp], variant: Option<Variant>) -> Result<Observation, KernelError> {
+pub(super) fn apply(ops: &[KernelOp], means: Means<'_>) -> Result<Observation, KernelError> {
     let batches = ops.iter().filter(|op| matches!(op, KernelOp::NftBatch(_))).count();
     let first = ops.iter().position(|op| matches!(op, KernelOp::NftBatch(_)));
     let counted = !ops.iter().any(|op| matches!(op, KernelOp::ClearIptables | KernelOp::IptablesRestore(_)));
     let Some(first) = first.filter(|_| counted) else {
-        carry_out(ops, variant)?;
+        carry_out(ops, means)?;
         return observation(observed_rules()?);
     };
     let (preparation, rest) = ops.split_at(first);
     for _ in 0..ATTEMPTS {
-        carry_out(preparation, variant)?;
+        carry_out(preparation, means)?;
         let before = ruleset::current_generation()?;
-        carry_out(rest, variant)?;
+        carry_out(rest, means)?;
         let rules = observed_rules()?;
         if rules.commits == before.map(|before| (0..batches).fold(before, |count, _| next(count))) {
             return observation(rules);

@@ -1,10 +1,12 @@
 //! Which cgroup v2 a process lives in: whose sockets the rules trust.
 //!
 //! Levels and paths count from the root of the cgroup namespace of whoever writes the rule (nf_tables since 6.11,
-//! xt_cgroup since 6.0). A container has a cgroup namespace of its own, so the threads that write rules and read cgroups
-//! move to the initial one first, which needs the host's pid namespace and CAP_SYS_ADMIN.
+//! xt_cgroup since 6.0), and so do the paths in procfs of whoever reads them. A container has a cgroup namespace of its
+//! own, so the threads that write rules and read cgroups move to that of the host's first process. On a machine that is
+//! the initial one; on a node that is itself a container it is the node's, whose root is the node's cgroup.
 
-use crate::kernel::KernelError;
+use crate::kernel::hostproc::UNKNOWN;
+use crate::kernel::{HostProc, KernelError};
 use nix::sched::{CloneFlags, setns};
 use sluice_shared::plan::CgroupRef;
 use std::cell::Cell;
@@ -19,37 +21,40 @@ const OWN_NAMESPACE: &str = "/proc/thread-self/ns/cgroup";
 
 thread_local! {
     /// Whether this thread is there; `None` before it has tried.
-    static IN_INITIAL_NAMESPACE: Cell<Option<bool>> = const { Cell::new(None) };
+    static IN_HOSTS_NAMESPACE: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Moves the calling thread to the initial cgroup namespace, for good. Only what it writes and reads about cgroups
+/// Moves the calling thread to the host's cgroup namespace, for good. Only what it writes and reads about cgroups
 /// changes by that, not which cgroup it is in.
-pub(super) fn enter_initial_namespace() -> Result<(), KernelError> {
-    if IN_INITIAL_NAMESPACE.get() == Some(true) {
+fn enter_hosts_namespace(proc: &HostProc) -> Result<(), KernelError> {
+    if IN_HOSTS_NAMESPACE.get() == Some(true) {
         return Ok(());
     }
+    let path = proc.of(1, "ns/cgroup");
     let enter = || -> io::Result<()> {
-        if fs::metadata(OWN_NAMESPACE)?.ino() != INITIAL_NAMESPACE {
-            setns(File::open("/proc/1/ns/cgroup")?, CloneFlags::CLONE_NEWCGROUP)?;
+        let own = fs::metadata(OWN_NAMESPACE)?.ino();
+        let host = File::open(&path)?;
+        if host.metadata()?.ino() != own {
+            setns(host, CloneFlags::CLONE_NEWCGROUP)?;
+        } else if own != INITIAL_NAMESPACE && proc.is_a_containers() {
+            return Err(io::Error::other("the first process is the agent itself"));
         }
-        if fs::metadata(OWN_NAMESPACE)?.ino() == INITIAL_NAMESPACE {
-            IN_INITIAL_NAMESPACE.set(Some(true));
-            return Ok(());
-        }
-        Err(io::Error::other("process 1 is in a cgroup namespace of its own"))
+        IN_HOSTS_NAMESPACE.set(Some(true));
+        Ok(())
     };
     enter().map_err(|source| KernelError::Call {
-        call: "enter the initial cgroup namespace".into(),
+        call: format!("enter the host's cgroup namespace by {}", path.display()),
         source,
-        detail: "the agent needs hostPID and CAP_SYS_ADMIN for that".into(),
+        detail: "the agent needs CAP_SYS_ADMIN, CAP_SYS_PTRACE, and hostPID or the host's /proc as hostProc"
+            .into(),
     })
 }
 
-/// As [`enter_initial_namespace`], tried once a thread. Where it fails the agent can learn of no cgroup that a rule
-/// could name, and says so when it is asked for one.
-pub(super) fn prefer_initial_namespace() {
-    if IN_INITIAL_NAMESPACE.get().is_none() {
-        IN_INITIAL_NAMESPACE.set(Some(enter_initial_namespace().is_ok()));
+/// As [`enter_hosts_namespace`], tried once a thread. Where it fails the agent can learn of no cgroup that a rule could
+/// name, and says so when it is asked for one.
+pub(super) fn prefer_hosts_namespace(proc: &HostProc) {
+    if IN_HOSTS_NAMESPACE.get().is_none() {
+        IN_HOSTS_NAMESPACE.set(Some(enter_hosts_namespace(proc).is_ok()));
     }
 }
 
@@ -58,16 +63,23 @@ pub(super) fn prefer_initial_namespace() {
 /// # Errors
 /// When there is no cgroup v2 tree, when the process is at its root (as on nodes whose pods live in cgroup v1), or when
 /// it is gone.
-pub fn of_process(pid: i32) -> Result<CgroupRef, KernelError> {
-    enter_initial_namespace()?;
+pub fn of_process(proc: &HostProc, pid: i32) -> Result<CgroupRef, KernelError> {
+    enter_hosts_namespace(proc)?;
     let failed = |source: io::Error, detail: &str| KernelError::Call {
         call: format!("find the cgroup of process {pid}"),
         source,
         detail: detail.into(),
     };
-    let file = format!("/proc/{pid}/cgroup");
-    let listed = fs::read_to_string(&file).map_err(|error| failed(error, &file))?;
-    let path = path_in(&listed).ok_or_else(|| failed(not_found(), "it is in no cgroup v2"))?;
+    if pid == UNKNOWN {
+        let why = "the kernel cannot name it: that takes Linux 6.5 (SO_PEERPIDFD), or hostPID for the agent";
+        return Err(failed(not_found(), why));
+    }
+    let file = proc.of(pid, "cgroup");
+    let listed = fs::read_to_string(&file).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ESRCH) => KernelError::NoProcess(pid),
+        _ => failed(error, &file.display().to_string()),
+    })?;
+    let path = path_in(&listed).ok_or_else(|| failed(not_found(), "it is in no cgroup v2 of this host"))?;
     let path = pod_of(path);
     if path.is_empty() {
         return Err(failed(
@@ -75,15 +87,26 @@ pub fn of_process(pid: i32) -> Result<CgroupRef, KernelError> {
             "it is at the root of the cgroup v2 tree: pods live in cgroup v1 here",
         ));
     }
-    at_path(path)
+    at_path(proc, path)
 }
 
-/// The cgroup at a path from the root of the cgroup v2 tree.
+/// The calling process's own cgroup, as [`at_path`]; `None` at the root of the host's tree, or outside of it.
+///
+/// # Errors
+/// As for [`at_path`].
+pub(super) fn own(proc: &HostProc) -> Result<Option<CgroupRef>, KernelError> {
+    enter_hosts_namespace(proc)?;
+    let listed = fs::read_to_string("/proc/thread-self/cgroup").unwrap_or_default();
+    let path = path_in(&listed).filter(|path| !path.is_empty());
+    path.map(|path| at_path(proc, path)).transpose()
+}
+
+/// The cgroup at a path from the root of the host's cgroup v2 tree.
 ///
 /// # Errors
 /// When no mount shows the whole tree, or the directory is not there.
-pub fn at_path(path: &str) -> Result<CgroupRef, KernelError> {
-    enter_initial_namespace()?;
+pub fn at_path(proc: &HostProc, path: &str) -> Result<CgroupRef, KernelError> {
+    enter_hosts_namespace(proc)?;
     directory(path).map_err(|source| KernelError::Call {
         call: format!("find the cgroup /{}", path.trim_matches('/')),
         source,
@@ -100,7 +123,8 @@ fn directory(path: &str) -> io::Result<CgroupRef> {
     Ok(CgroupRef { level, id, path: path.into() })
 }
 
-/// Where the whole cgroup v2 tree is mounted (proc_pid_mountinfo(5)): `36 35 0:31 ROOT POINT … - cgroup2 …`.
+/// Where the whole cgroup v2 tree is mounted (proc_pid_mountinfo(5)): `36 35 0:31 ROOT POINT … - cgroup2 …`. ROOT is
+/// told from the reader's cgroup namespace: `/` is that namespace's own root, whatever is above it.
 fn mount_point(mountinfo: &str) -> Option<PathBuf> {
     mountinfo.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;

@@ -1,7 +1,7 @@
 //! How long conntrack remembers TCP connections of which one direction is closed.
 
 use super::netlink::{Conversation, Request};
-use crate::kernel::KernelError;
+use crate::kernel::{HostProc, KernelError};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sluice_shared::op::Presence;
 
@@ -23,9 +23,9 @@ const CLOSE_WAIT: u32 = 60;
 
 /// Sets how long the calling thread's namespace remembers, or puts the kernel's own defaults back.
 ///
-/// By netlink, since `/proc/sys` is read-only in a container that is not privileged; by `/proc/sys` where the kernel
-/// has no such call.
-pub(super) fn remember(presence: Presence) -> Result<(), KernelError> {
+/// By netlink, since `/proc/sys` is read-only in a container that is not privileged; by the `sys` of the host's procfs
+/// where the kernel has no such call. Through any mount it shows the settings of the caller's own network namespace.
+pub(super) fn remember(presence: Presence, proc: &HostProc) -> Result<(), KernelError> {
     let (fin_wait, close_wait) = match presence {
         Presence::Present => (A_DAY, A_DAY),
         Presence::Absent => (FIN_WAIT, CLOSE_WAIT),
@@ -36,7 +36,7 @@ pub(super) fn remember(presence: Presence) -> Result<(), KernelError> {
     };
     let set = |name, seconds: u32| {
         std::fs::write(
-            format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}"),
+            proc.mount().join(format!("sys/net/netfilter/nf_conntrack_tcp_timeout_{name}")),
             seconds.to_string(),
         )
     };
@@ -46,7 +46,7 @@ pub(super) fn remember(presence: Presence) -> Result<(), KernelError> {
             %error,
             netlink = %refused.source,
             "cannot make conntrack remember half-closed connections: proxied ones that are silent for longer than a \
-             minute lose what comes after; the kernel option NF_CT_NETLINK_TIMEOUT, or a writable /proc/sys, helps"
+             minute lose what comes after; the kernel option NF_CT_NETLINK_TIMEOUT, or a hostProc that is not mounted read-only, helps"
         );
     }
     Ok(())

@@ -21,7 +21,7 @@ mod scratch;
 mod sockdiag;
 pub mod watch;
 
-use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use super::{Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket};
 use iptables::Variant;
 use legacy::Legacy;
 use netlink::Conversation;
@@ -37,10 +37,19 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
+/// By what ops are carried out, besides system calls.
+#[derive(Clone, Copy)]
+struct Means<'a> {
+    /// Always there when there is an op of iptables'.
+    iptables: Option<Variant>,
+    proc: &'a HostProc,
+}
+
 /// The kernel that the agent runs on.
 #[derive(Debug)]
 pub struct LinuxKernel {
     namespaces: Namespaces,
+    proc: HostProc,
     /// The iptables programs that work; found when first needed, unless a probe found them before.
     variant: RwLock<Option<Variant>>,
 }
@@ -53,7 +62,13 @@ impl LinuxKernel {
     /// When one of them cannot be opened.
     pub fn new(host: &Path) -> Result<Self, KernelError> {
         retiring::start_closer();
-        Ok(Self { namespaces: Namespaces::new(host)?, variant: RwLock::new(None) })
+        Ok(Self { namespaces: Namespaces::new(host)?, proc: HostProc::default(), variant: RwLock::new(None) })
+    }
+
+    /// Looks for the host's processes there.
+    #[must_use]
+    pub fn with_host_proc(self, proc: HostProc) -> Self {
+        Self { proc, ..self }
     }
 
     /// The namespaces in which no pod's rules are ever written: the host's and the agent's own.
@@ -89,10 +104,15 @@ impl LinuxKernel {
         ))
     }
 
-    /// Looked for in the agent's own namespace, before any other is entered.
-    fn variant_if_needed(&self, ops: &[KernelOp]) -> Result<Option<Variant>, KernelError> {
+    /// iptables' programs are looked for in the agent's own namespace, before any other is entered.
+    fn means_for(&self, ops: &[KernelOp]) -> Result<Means<'_>, KernelError> {
         let needs = |op: &KernelOp| matches!(op, KernelOp::IptablesRestore(_) | KernelOp::ClearIptables);
-        ops.iter().any(needs).then(|| self.variant()).transpose()
+        let iptables = ops.iter().any(needs).then(|| self.variant()).transpose()?;
+        Ok(self.means(iptables))
+    }
+
+    fn means(&self, iptables: Option<Variant>) -> Means<'_> {
+        Means { iptables, proc: &self.proc }
     }
 }
 
@@ -106,18 +126,18 @@ impl Kernel for LinuxKernel {
     }
 
     fn run(&self, netns: &Netns, ops: &[KernelOp]) -> Result<(), KernelError> {
-        let variant = self.variant_if_needed(ops)?;
-        self.namespaces.enter_pod(netns, || carry_out(ops, variant))
+        let means = self.means_for(ops)?;
+        self.namespaces.enter_pod(netns, || carry_out(ops, means))
     }
 
     fn apply(&self, netns: &Netns, ops: &[KernelOp]) -> Result<Observation, KernelError> {
-        let variant = self.variant_if_needed(ops)?;
-        self.namespaces.enter_pod(netns, || apply::apply(ops, variant))
+        let means = self.means_for(ops)?;
+        self.namespaces.enter_pod(netns, || apply::apply(ops, means))
     }
 
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError> {
-        let variant = self.variant_if_needed(ops)?;
-        self.namespaces.enter_host(|| carry_out(ops, variant))
+        let means = self.means_for(ops)?;
+        self.namespaces.enter_host(|| carry_out(ops, means))
     }
 
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
@@ -150,11 +170,11 @@ impl Kernel for LinuxKernel {
     }
 
     fn cgroup_of(&self, pid: i32) -> Result<CgroupRef, KernelError> {
-        cgroup::of_process(pid)
+        cgroup::of_process(&self.proc, pid)
     }
 
     fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError> {
-        cgroup::at_path(path)
+        cgroup::at_path(&self.proc, path)
     }
 }
 
@@ -224,10 +244,9 @@ fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
 }
 
 /// Carries out ops in the calling thread's namespace.
-fn carry_out(ops: &[KernelOp], variant: Option<Variant>) -> Result<(), KernelError> {
+fn carry_out(ops: &[KernelOp], means: Means<'_>) -> Result<(), KernelError> {
     let mut routing = None;
-    // Always there when there is such an op.
-    let variant = variant.unwrap_or(Variant::Default);
+    let variant = means.iptables.unwrap_or(Variant::Default);
     for op in ops {
         match op {
             KernelOp::LoopbackUp => link::loopback_up(opened(&mut routing)?)?,
@@ -239,16 +258,16 @@ fn carry_out(ops: &[KernelOp], variant: Option<Variant>) -> Result<(), KernelErr
             }
             KernelOp::FlushConntrack => conntrack::flush(!observed_rules()?.foreign_nat.is_empty())?,
             KernelOp::ForgetDirect => conntrack::forget_direct()?,
-            KernelOp::RememberHalfClosed(presence) => half_closed::remember(*presence)?,
+            KernelOp::RememberHalfClosed(presence) => half_closed::remember(*presence, means.proc)?,
             KernelOp::NftBatch(batch) => {
                 // Rules may name cgroups by level, which counts from the sender's cgroup namespace.
-                cgroup::prefer_initial_namespace();
+                cgroup::prefer_hosts_namespace(means.proc);
                 nft::commit(batch)?;
             }
             KernelOp::ClearIptables => iptables::clear(variant)?,
             KernelOp::IptablesRestore(script) => {
                 // As above, for cgroups by path.
-                cgroup::prefer_initial_namespace();
+                cgroup::prefer_hosts_namespace(means.proc);
                 iptables::restore(variant, script)?;
             }
         }
