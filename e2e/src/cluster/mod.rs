@@ -101,6 +101,12 @@ impl Cluster {
         ensure!((1..=MAX_NODES).contains(&options.nodes), "a cluster has 1 to {MAX_NODES} nodes");
         let programs = Programs::find()?;
         let dir = PathBuf::from(DIR);
+        match std::fs::remove_dir_all(&dir) {
+            Err(why) if why.kind() != std::io::ErrorKind::NotFound => {
+                return Err(why).context("remove what an earlier cluster left");
+            }
+            _ => {}
+        }
         std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("make {DIR}"))?;
         own_files_of_machine()?;
         let fabric = host(FABRIC)?;
@@ -241,12 +247,15 @@ impl Cluster {
     fn until_ready(&self, progress: &Progress) -> Result<()> {
         let ready = "-o=jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type==\"Ready\")].status} {end}";
         eventually("every node to be Ready", Duration::from_secs(120), || {
-            self.must_run()?;
+            // What has ended does not get ready.
+            if let Err(why) = self.must_run() {
+                return Ok(Err(why));
+            }
             let said = self.kubectl(&["get", "nodes", ready])?;
             let all = self.nodes.iter().all(|node| said.contains(&format!("{}=True", node.name())));
-            let outcome = if all { Ok(()) } else { Err(anyhow!("they are: {said}")) };
+            let outcome = if all { Ok(Ok(())) } else { Err(anyhow!("they are: {said}")) };
             outcome.inspect_err(|_| std::thread::sleep(Duration::from_millis(200)))
-        })?;
+        })??;
         progress.say("every node is Ready");
         eventually("the namespace default to have its service account", Duration::from_secs(60), || {
             self.kubectl(&["get", "serviceaccount", "default", "-o=name"])

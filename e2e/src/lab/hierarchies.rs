@@ -144,7 +144,8 @@ fn parse_line(line: &str) -> Option<Hierarchy> {
     let (root, mount) = (fields.next()?, fields.next()?);
     let mut after = after.split(' ');
     let (kind, options) = (after.next()?, after.nth(1)?);
-    if root != "/" {
+    // Seen from a cgroup namespace below, the root of the tree is so many levels up.
+    if !root.split('/').all(|part| part.is_empty() || part == "..") {
         return None;
     }
     let options = match kind {
@@ -190,7 +191,14 @@ mod tests {
     #[test]
     fn a_part_of_a_tree_is_not_taken_for_the_tree() {
         assert_eq!(mounts("41 31 0:38 /docker/x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"), []);
+        assert_eq!(mounts("41 31 0:38 /../x /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"), []);
         assert_eq!(mounts("garbage\n"), []);
+    }
+
+    #[test]
+    fn the_tree_is_found_from_a_namespace_below() {
+        let found = mounts("41 31 0:38 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n");
+        assert_eq!(found, [("/sys/fs/cgroup".to_owned(), String::new())]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use sluice_e2e::cluster::standing::Standing;
 use sluice_e2e::cluster::{Cluster, DIR, MAX_NODES, Options, node, test};
 use sluice_e2e::lab::outer;
+use sluice_e2e::lab::report::keep_files;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -135,7 +136,14 @@ impl Up {
         let _ = nix::unistd::setsid();
         let outer = outer::enter()?;
         let options = Options { nodes: self.nodes, chain_sluice: self.chain_sluice, ..Options::default() };
-        let _cluster = Cluster::up(&outer, &options.with_built_images()?)?;
+        let up = Cluster::up(&outer, &options.with_built_images()?);
+        let _cluster = match up {
+            Ok(cluster) => cluster,
+            Err(why) => {
+                let kept = keep_files("cluster-up", &Path::new(DIR).join("logs"))?;
+                return Err(why.context(format!("the logs are in {}", kept.display())));
+            }
+        };
         Standing::here()?.ready()?;
         // A signal ends the world, and its cgroups with it (outer.rs).
         loop {

@@ -6,7 +6,7 @@
 use crate::lab::hierarchies::Subtree;
 use crate::lab::write_whole;
 use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -60,6 +60,12 @@ impl Place {
     #[must_use]
     pub fn disk(&self, path: &str) -> PathBuf {
         self.dir.join("disk").join(path)
+    }
+
+    /// Takes it away, with the disk.
+    pub(super) fn discard(&self) -> Result<()> {
+        umount2(&self.dir.join("disk"), MntFlags::MNT_DETACH).context("unmount the node's disk")?;
+        std::fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))
     }
 
     /// The process id of the node's first process.

@@ -41,6 +41,7 @@ pub struct Node {
     programs: Programs,
     logs: PathBuf,
     progress: Progress,
+    cluster_cgroups: Subtree,
     cgroups: Subtree,
     running: Mutex<Running>,
 }
@@ -96,6 +97,7 @@ impl Node {
             logs: site.dir.join("logs"),
             progress: site.progress.clone(),
             cgroups: site.cgroups.below(&name)?,
+            cluster_cgroups: site.cgroups.clone(),
             running: Mutex::default(),
             index,
             name,
@@ -302,9 +304,8 @@ impl Node {
     /// When it is on already, or a namespace cannot be made.
     pub fn power_on(&self) -> Result<()> {
         ensure!(self.lock().init.is_none(), "{} is on", self.name);
-        // Made anew after a reboot; with the same directories.
-        let cgroups = self.cgroups.below("init.scope")?;
-        self.place.write_cgroups(&self.cgroups)?;
+        // After a reboot they are made anew, in the same places.
+        self.place.write_cgroups(&self.cluster_cgroups.below(&self.name)?)?;
         let netns = self.connect()?;
         let mut launch = Launch::new(binary("sluice-cluster")?, &netns).arg("boot").arg(self.place.dir());
         launch = launch.arg(&self.name).arg(self.programs.dir());
@@ -316,7 +317,6 @@ impl Node {
             Ok(pid)
         })
         .map_err(|why| why.context(init.last_words()))?;
-        drop(cgroups);
         self.place.set_init(pid)?;
         *self.lock() = Running { netns: Some(netns), init: Some(init), ..Running::default() };
         Ok(())
@@ -385,6 +385,16 @@ impl Node {
 
     fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let on = self.lock().init.is_some();
+        let off = if on { self.power_off() } else { Ok(()) };
+        if let Err(why) = off.and_then(|()| self.place.discard()) {
+            eprintln!("{} left something behind: {why:#}", self.name);
+        }
     }
 }
 
