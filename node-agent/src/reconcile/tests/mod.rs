@@ -2,6 +2,7 @@
 
 mod adopting;
 mod fixture;
+mod telling;
 
 use super::*;
 use crate::kernel::fake::Place;

@@ -91,17 +91,17 @@ async fn what_happens_while_the_server_is_away_is_told_later_or_given_up() {
     let t = told();
     t.pod(1, ENABLED);
     t.is(1, State::Enabled);
-    t.server.from_now_on(Some(Mood::Away));
+    t.server.becomes(Some(Mood::Away));
     repaired(&t, 1);
     pass(60.0).await;
-    t.server.from_now_on(None);
+    t.server.becomes(None);
     pass(15.0).await;
     assert_eq!(reasons(&t), [("Repaired".to_owned(), 1)]);
-    t.server.from_now_on(Some(Mood::Away));
+    t.server.becomes(Some(Mood::Away));
     t.is(1, State::Draining);
     t.is(1, State::Outside);
     pass(400.0).await;
-    t.server.from_now_on(None);
+    t.server.becomes(None);
     pass(30.0).await;
     assert_eq!(reasons(&t).len(), 1, "nobody needs to hear of it after so long");
 }

@@ -201,7 +201,7 @@ async fn a_change_while_a_write_is_under_way_is_written_after_it_and_what_came_b
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_is_away_is_asked_gently_and_then_told_everything_once() {
     let t = told();
-    t.server.from_now_on(Some(Mood::Away));
+    t.server.becomes(Some(Mood::Away));
     for n in 0..110 {
         t.pod(n, None);
         t.is(n, State::Enabled);
@@ -210,7 +210,7 @@ async fn an_api_server_that_is_away_is_asked_gently_and_then_told_everything_onc
     let asked_in_vain = t.server.patches().len();
     assert!((12..40).contains(&asked_in_vain), "{asked_in_vain} requests in a minute");
     assert_eq!(t.sink.owed(), 110);
-    t.server.from_now_on(None);
+    t.server.becomes(None);
     t.server.takes(Duration::from_millis(5));
     pass(10.0).await;
     assert_eq!(t.sink.owed(), 0);
@@ -253,7 +253,7 @@ async fn errors_are_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn without_the_right_it_is_counted_said_and_healed_when_the_right_is_given() {
     let t = told();
-    t.server.from_now_on(Some(Mood::Says(403, None, "cannot patch resource pods/status")));
+    t.server.becomes(Some(Mood::Says(403, None, "cannot patch resource pods/status")));
     for n in 0..20 {
         t.pod(n, None);
         t.is(n, State::Enabled);
@@ -263,7 +263,7 @@ async fn without_the_right_it_is_counted_said_and_healed_when_the_right_is_given
     assert!(refused < 60, "{refused} requests in two minutes");
     let (ok, why) = t.sink.explain(&uid(0)).unwrap();
     assert!(!ok && why.contains("cannot patch resource"), "{why}");
-    t.server.from_now_on(None);
+    t.server.becomes(None);
     pass(90.0).await;
     assert_eq!(t.sink.owed(), 0);
 }
@@ -304,7 +304,7 @@ async fn who_leaves_knows_when_peers_have_been_told() {
 async fn an_api_server_that_is_away_is_not_waited_for_long() {
     let t = told();
     t.pod(1, ENABLED);
-    t.server.from_now_on(Some(Mood::Away));
+    t.server.becomes(Some(Mood::Away));
     t.is(1, State::Draining);
     let before = Instant::now();
     assert!(!t.sink.withdrawn(&uid(1), Duration::from_secs(2)).await);
@@ -322,7 +322,7 @@ async fn stopping_writes_what_is_owed_and_leaves_captured_pods_enabled() {
     }
     assert!(t.sink.flush(Duration::from_secs(2)).await);
     assert!((0..20).all(|n| t.server.annotation(&name(n)).as_deref() == ENABLED));
-    t.server.from_now_on(Some(Mood::Away));
+    t.server.becomes(Some(Mood::Away));
     t.is(1, State::Draining);
     pass(0.5).await;
     let before = Instant::now();

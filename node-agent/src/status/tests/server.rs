@@ -24,9 +24,15 @@ struct Inner {
     moods: VecDeque<Mood>,
     lasting: Option<Mood>,
     takes: Duration,
+    /// Asked whenever an annotation is changed, just before it is.
+    witness: Option<Witness>,
+    testimony: Vec<usize>,
     under_way: usize,
     most: usize,
 }
+
+/// Looks at something else, and says a number.
+type Witness = Box<dyn Fn() -> usize + Send>;
 
 /// A request, as it came in.
 #[derive(Clone, Debug)]
@@ -84,7 +90,7 @@ impl Server {
     }
 
     /// All requests are answered so from now on.
-    pub fn from_now_on(&self, mood: Option<Mood>) {
+    pub fn becomes(&self, mood: Option<Mood>) {
         self.lock().lasting = mood;
     }
 
@@ -114,6 +120,16 @@ impl Server {
     /// Loses all Events, as a server does after an hour.
     pub fn forget_events(&self) {
         self.lock().events.clear();
+    }
+
+    /// Whenever an annotation is changed, just before it is, `witness` is asked.
+    pub fn have_witnessed(&self, witness: impl Fn() -> usize + Send + 'static) {
+        self.lock().witness = Some(Box::new(witness));
+    }
+
+    /// What the witness has said, each time.
+    pub fn testimony(&self) -> Vec<usize> {
+        self.lock().testimony.clone()
     }
 
     /// The most patches of pods that were under way at once.
@@ -172,6 +188,7 @@ impl Inner {
                         "Precondition failed: UID in precondition: a, UID in object meta: b",
                     );
                 }
+                self.testimony.extend(self.witness.as_ref().map(|witness| witness()));
                 *annotation =
                     metadata["annotations"]["ambient.istio.io/redirection"].as_str().map(str::to_owned);
                 answer(200, &json!({"kind": "PartialObjectMetadata"}))
