@@ -199,7 +199,7 @@ impl Cluster {
     /// # Errors
     /// The first that fails.
     pub fn load_image(&self, archive: &Path) -> Result<()> {
-        self.nodes.iter().try_for_each(|node| node.load_image(archive))
+        at_once(&self.nodes, |node| node.load_image(archive))
     }
 
     /// Kills the API server. Everything else goes on.
@@ -227,21 +227,17 @@ impl Cluster {
         self.nodes.iter().try_for_each(Node::must_run)
     }
 
-    /// The control plane and the machines at the same time; the kubelets when both are there.
+    /// The control plane and the machines at the same time; then the kubelets, which need both.
     fn start(&self, images: &[PathBuf]) -> Result<()> {
         std::thread::scope(|scope| {
             let control_plane = scope.spawn(|| self.control_plane.start());
-            let boots: Vec<_> = self.nodes.iter().map(|node| scope.spawn(|| node.boot(images))).collect();
-            let joined = std::iter::once(control_plane).chain(boots).map(|part| {
-                part.join().map_err(|_| anyhow!("a thread that starts the cluster panicked")).flatten()
-            });
-            joined.collect::<Vec<_>>().into_iter().collect::<Result<()>>()
+            let booted = at_once(&self.nodes, |node| node.boot(images));
+            let begun = control_plane
+                .join()
+                .map_err(|_| anyhow!("the thread that starts the control plane panicked"));
+            begun.flatten().and(booted)
         })?;
-        for node in &self.nodes {
-            node.start_kubelet()?;
-            node.start_kube_proxy()?;
-        }
-        Ok(())
+        at_once(&self.nodes, Node::join)
     }
 
     fn until_ready(&self, progress: &Progress) -> Result<()> {
@@ -274,6 +270,16 @@ impl Drop for Cluster {
             eprintln!("the cluster left something behind: {why:#}");
         }
     }
+}
+
+/// Does the same on every node at the same time; the first error, when all are done.
+fn at_once(nodes: &[Node], what: impl Fn(&Node) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let all: Vec<_> = nodes.iter().map(|node| scope.spawn(|| what(node))).collect();
+        let done =
+            all.into_iter().map(|one| one.join().map_err(|_| anyhow!("a node's thread panicked")).flatten());
+        done.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 /// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.

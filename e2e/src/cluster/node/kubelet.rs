@@ -8,6 +8,9 @@ use anyhow::Result;
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+/// Where it says that it is healthy, on the node's loopback.
+pub const HEALTH_PORT: u16 = 10248;
+
 const DIR: &str = "/var/lib/kubelet";
 const CONFIG: &str = "/var/lib/kubelet/config.yaml";
 
@@ -57,6 +60,7 @@ fn config(options: &Options) -> serde_json::Value {
         "clusterDomain": "cluster.local",
         "clusterDNS": [address::CLUSTER_DNS],
         "resolvConf": "/etc/resolv.conf",
+        "healthzPort": HEALTH_PORT,
         "maxPods": options.max_pods,
         "cgroupDriver": "cgroupfs",
         // From 1.35 on the kubelet refuses cgroup v1 by default.

@@ -20,7 +20,7 @@ use crate::lab::process::{Launch, Process, binary};
 use crate::lab::{eventually, write_whole};
 use anyhow::{Context, Result, bail, ensure};
 use enter::Place;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -246,15 +246,32 @@ impl Node {
         self.kill("containerd", |running| &mut running.containerd)
     }
 
-    /// Starts the kubelet.
+    /// Starts the kubelet, and returns when it is healthy. It ends at once if containerd does not answer, and nobody
+    /// starts it again, as a service manager would.
     ///
     /// # Errors
-    /// When it runs already or cannot be started. It gets ready later.
+    /// When it runs already or does not come up.
     pub fn start_kubelet(&self) -> Result<()> {
         ensure!(self.lock().kubelet.is_none(), "the kubelet runs already on {}", self.name);
-        let kubelet = self.start("kubelet", &kubelet::program(&self.name, self.v4, self.v6))?;
-        self.lock().kubelet = Some(kubelet);
+        let mut process = self.start("kubelet", &kubelet::program(&self.name, self.v4, self.v6))?;
+        let (netns, health) = (self.netns()?, SocketAddr::from((Ipv4Addr::LOCALHOST, kubelet::HEALTH_PORT)));
+        eventually("the kubelet to be healthy", PATIENCE, || {
+            process.must_run()?;
+            netns.run(|| TcpStream::connect(health).context("connect to the kubelet"))
+        })
+        .map_err(|why| why.context(process.last_words()))?;
+        self.lock().kubelet = Some(process);
+        self.progress.say(&format!("{}: the kubelet is up", self.name));
         Ok(())
+    }
+
+    /// Starts what takes part in the cluster: the kubelet, and kube-proxy.
+    ///
+    /// # Errors
+    /// As [`Node::start_kubelet`] and [`Node::start_kube_proxy`].
+    pub fn join(&self) -> Result<()> {
+        self.start_kube_proxy()?;
+        self.start_kubelet()
     }
 
     /// Kills the kubelet; pods go on.
@@ -330,8 +347,7 @@ impl Node {
         self.power_off()?;
         self.power_on()?;
         self.start_containerd()?;
-        self.start_kubelet()?;
-        self.start_kube_proxy()
+        self.join()
     }
 
     /// Its network namespace with one link to the fabric, and the fabric's routes to its pods.
