@@ -1,10 +1,11 @@
 //! The composition root: the one place that names the Linux kernel, and where every part is made and joined.
 
 mod choices;
+mod sources;
 
 use crate::admin;
 use crate::adopt::Finder;
-use crate::config::{Config, ExistingConnections, Source};
+use crate::config::{Config, ExistingConnections};
 use crate::health::{self, Health};
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
@@ -14,8 +15,6 @@ use crate::reconcile::{
     Context, Members, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
 };
 use crate::source::cni::CniSource;
-use crate::source::file::FileSource;
-use crate::status::Sink;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
@@ -59,6 +58,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         Journal::open(&config.run_dir).with_context(|| format!("runDir {}", config.run_dir.display()))?;
     let members = Members::open(&config.state_dir, config.when_agent_unavailable)
         .with_context(|| format!("stateDir {}", config.state_dir.display()))?;
+    let source = sources::choose(config, &metrics).await?;
     let registry = Arc::new(Registry::default());
     let trust = Arc::new(choices::trust(config, &kernel, backend, &pool, &journal));
     let remembered = journal.pods().unwrap_or_default();
@@ -95,9 +95,10 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         hold: hold_now,
         watch: following,
         synced: watch::Sender::new(false),
-        status: Sink::nowhere(),
+        status: source.status,
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
+        lookup: source.lookup,
     });
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
@@ -106,14 +107,11 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(sweep(Arc::clone(&cx), choices::Kubelet::new(config)));
 
     let (events, inbox) = mpsc::channel(EVENTS);
-    let Source::File(pods_file) = &config.source;
-    let (file, problem) = FileSource::new(pods_file.clone(), metrics.clone());
-    let from = format!("file {}", pods_file.display());
     let view = NodeView::new(
         Arc::clone(&cx),
         config.node_name.clone(),
-        from,
-        problem,
+        source.from,
+        source.problem,
         backend_choice,
         drift_watch_now,
     );
@@ -125,7 +123,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         tokio::spawn(server.run());
     }
     tokio::spawn(admin.run());
-    tokio::spawn(file.run(events.clone()));
+    tokio::spawn(source.what.run(events.clone()));
     let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
     tokio::spawn(report(Arc::clone(&cx), health, started));
     let serving = tokio::spawn(cni.run(events));

@@ -93,6 +93,8 @@ pub enum SourceKind {
     File,
     /// The plugin's socket: a message that breaks the protocol, or a caller that is not root.
     Cni,
+    /// The API server: a request that failed, or an object that could not be used.
+    Kubernetes,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -371,6 +373,7 @@ impl SourceKind {
         match self {
             Self::File => "file",
             Self::Cni => "cni",
+            Self::Kubernetes => "kubernetes",
         }
     }
 }

@@ -90,6 +90,16 @@ fn defaults_are_what_the_reference_says() {
 }
 
 #[test]
+fn the_source_is_the_api_server_unless_a_file_is_asked_for() {
+    let none = Env::from([("HOSTNAME", "x")]);
+    let source = |flags: &[&str]| resolve(flags, &none).unwrap().source;
+    assert_eq!(source(&[]), Source::Kubernetes { kubeconfig: None });
+    let named = Source::Kubernetes { kubeconfig: Some(PathBuf::from("/k")) };
+    assert_eq!(source(&["--kubeconfig=/k", "--pods-file=/p"]), named);
+    assert_eq!(source(&["--source=file", "--pods-file=/p"]), Source::File(PathBuf::from("/p")));
+}
+
+#[test]
 fn flags_win_over_variables_over_the_file_over_defaults() {
     let (_dir, flag) = file("backend: iptables\nprobes: snat\nipv6: false\nnodeName: from-file\n");
     let mut env = env();
@@ -125,6 +135,7 @@ fn the_hosts_network_is_that_of_its_first_process_where_its_procfs_is_mounted_el
 fn every_key_can_be_written_everywhere() {
     let values: BTreeMap<&str, (&str, &str)> = BTreeMap::from([
         ("source", ("file", "file")),
+        ("kubeconfig", ("/c", "/c")),
         ("podsFile", ("/p", "/p")),
         ("nodeName", ("n", "n")),
         ("agentSocket", ("/a", "/a")),
@@ -256,10 +267,7 @@ fn every_mistake_says_where_which_key_what_and_what_is_allowed() {
         ("ipv6: true\n---\nipv6: false\n", "more than one document"),
         ("- ipv6\n", "line 1, column 1: invalid type: sequence"),
         ("ipv6: {\n", "line 2, column 1: ipv6: did not find"),
-        (
-            "source: kubernetes\n",
-            "line 1, column 9: source: this build has no Kubernetes source; set `source: file` and `podsFile`",
-        ),
+        ("kubeconfig: admin.conf\n", "line 1, column 13: kubeconfig: \"admin.conf\" is not an absolute path"),
         ("source: file\npodsFile: ''\n", "podsFile: it must be set where `source` is `file`"),
         ("backend: ebpf\n", "backend: this build has no eBPF backend; use auto, nftables or iptables"),
         ("probes: cookie\n", "probes: this build has no cookie strategy"),

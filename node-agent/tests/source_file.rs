@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
 use sluice_agent::metrics::Metrics;
-use sluice_agent::source::Event;
-use sluice_agent::source::file::{FileSource, Problem};
+use sluice_agent::source::file::FileSource;
+use sluice_agent::source::{Event, Problem};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;

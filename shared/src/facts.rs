@@ -9,7 +9,7 @@ use std::net::IpAddr;
 pub type StringMap = BTreeMap<String, String>;
 
 /// What is known of a namespace.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NamespaceFacts {
     /// `metadata.name`
@@ -20,7 +20,7 @@ pub struct NamespaceFacts {
 }
 
 /// What is known of a pod on this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodFacts {
     /// `metadata.uid`
@@ -56,7 +56,7 @@ pub struct PodFacts {
 }
 
 /// `status.phase` of a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Phase {
     /// Accepted, not all containers started.
     Pending,

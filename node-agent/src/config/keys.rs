@@ -34,8 +34,14 @@ pub static KEYS: &[Key] = &[
         name: "source",
         kind: Kind::Word(&["kubernetes", "file"]),
         default: Default::Text("kubernetes"),
-        doc: "Where pods and namespaces come from: the API server, or the file `podsFile`. This build has no \
-              Kubernetes source and refuses to start with it.",
+        doc: "Where pods and namespaces come from: the API server, or the file `podsFile`.",
+    },
+    Key {
+        name: "kubeconfig",
+        kind: Kind::OptionalPath,
+        default: Default::Text(""),
+        doc: "For `source: kubernetes`: a kubeconfig file, whose current context is used. Empty is the service account \
+              that is mounted into the agent's pod. It needs get, list and watch on pods and namespaces.",
     },
     Key {
         name: "podsFile",

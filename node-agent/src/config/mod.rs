@@ -28,7 +28,7 @@ use std::time::Duration;
 /// The configuration in force: every value resolved and checked. What each key means is in `docs/config.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `source` and `podsFile`
+    /// `source`, `kubeconfig` and `podsFile`
     pub source: Source,
     /// `nodeName`
     pub node_name: String,
@@ -93,6 +93,11 @@ pub struct Config {
 /// Where pods and namespaces come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// The API server.
+    Kubernetes {
+        /// The way to it; `None` is the service account of the agent's pod.
+        kubeconfig: Option<PathBuf>,
+    },
     /// A YAML file of pods and namespaces, watched.
     File(PathBuf),
 }

@@ -107,13 +107,11 @@ fn host_netns(raw: &RawConfig) -> Result<PathBuf, ConfigError> {
 }
 
 fn source(raw: &RawConfig) -> Result<Source, ConfigError> {
-    if raw.text("source")? != "file" {
-        let why = "this build has no Kubernetes source; set `source: file` and `podsFile`";
-        return Err(raw.refuse("source", why));
-    }
-    match raw.text("podsFile")? {
-        "" => Err(raw.refuse("podsFile", "it must be set where `source` is `file`")),
-        path => Ok(Source::File(PathBuf::from(path))),
+    match (raw.text("source")?, raw.text("kubeconfig")?, raw.text("podsFile")?) {
+        ("file", _, "") => Err(raw.refuse("podsFile", "it must be set where `source` is `file`")),
+        ("file", _, path) => Ok(Source::File(PathBuf::from(path))),
+        (_, "", _) => Ok(Source::Kubernetes { kubeconfig: None }),
+        (_, path, _) => Ok(Source::Kubernetes { kubeconfig: Some(PathBuf::from(path)) }),
     }
 }
 

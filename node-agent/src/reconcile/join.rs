@@ -5,7 +5,7 @@
 
 use super::handover::Handover;
 use super::pod::{Grip, PodTask, Redirected};
-use super::{Message, sockets};
+use super::{Message, Told, sockets};
 use crate::journal::Sandbox;
 use crate::kernel::{KernelError, Netns};
 use crate::metrics::{AddPhase, KernelStep};
@@ -29,7 +29,13 @@ const LIVE_HANDOVER: Duration = Duration::from_secs(6);
 
 impl PodTask {
     /// The plugin's ADD: answered when the pod is captured, or outside the mesh.
-    pub(super) async fn add(&mut self, attachment: Attachment, netns: OwnedFd, deadline: Instant) -> Reply {
+    pub(super) async fn add(
+        &mut self,
+        attachment: Attachment,
+        netns: OwnedFd,
+        told: Told,
+        deadline: Instant,
+    ) -> Reply {
         let began = Instant::now();
         let netns = match self.cx.kernel.run(move |kernel| kernel.adopt(netns)).await {
             Ok(netns) => Arc::new(netns),
@@ -43,6 +49,12 @@ impl PodTask {
         if !self.take_sandbox(attachment.clone(), &netns, deadline).await {
             let why = "its network namespace is still held by another pod, which is slow to let go of it";
             return refusal(code::TRY_AGAIN_LATER, &attachment, why);
+        }
+        let mut why = String::new();
+        match told {
+            Told::Shown => {}
+            Told::Found(facts) => self.learn_on_request(facts),
+            Told::Unknown(unknown) => why = format!(" ({unknown})"),
         }
         let reply = if self.knows_enough() {
             match self.verdict() {
@@ -59,11 +71,11 @@ impl PodTask {
                 }
             }
         } else {
-            // The switchboard lets an ADD through before the source has spoken only where the plugin itself would.
+            // Nothing that is unknown gets as far as this, but where the plugin itself would let it start.
             self.remember(false);
             self.show(
                 State::Pending,
-                "started before its membership was known; it is adopted when it is".into(),
+                format!("started before its membership was known{why}; it is adopted when it is"),
             );
             Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
         };

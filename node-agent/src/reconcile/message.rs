@@ -11,6 +11,17 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+/// What an ADD brings along about its pod.
+#[derive(Debug)]
+pub enum Told {
+    /// Nothing: the source shows the pod, or shows nothing that an ADD could wait for.
+    Shown,
+    /// The API server was asked, and this is the pod.
+    Found(Box<PodFacts>),
+    /// It was asked, and the pod stays unknown: why.
+    Unknown(String),
+}
+
 /// What a pod's task is told. Tasks take them one by one.
 pub enum Message {
     /// The source shows the pod, or no longer does.
@@ -28,6 +39,8 @@ pub enum Message {
         attachment: Attachment,
         /// Its namespace, as handed over.
         netns: OwnedFd,
+        /// What is known of the pod beyond what its task has been told.
+        told: Told,
         /// When the answer must be there.
         deadline: Instant,
         /// Where it goes.

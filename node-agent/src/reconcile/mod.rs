@@ -3,6 +3,7 @@
 //! Each pod has one task ([`pod`]) that does one step at a time; pods do not wait for each other. This file is the
 //! switchboard: it keeps what all pods share and passes every event on to the pods that it concerns.
 
+mod admit;
 mod adopting;
 mod handover;
 mod host;
@@ -23,7 +24,7 @@ mod tests;
 
 pub use host::HostTable;
 pub use members::Members;
-pub use message::Message;
+pub use message::{Message, Told};
 pub use view::NodeView;
 pub use ztunnel::{Trust, ZtunnelHooks, keep_hold};
 
@@ -31,7 +32,7 @@ use crate::adopt::Finder;
 use crate::journal::Journal;
 use crate::kernel::{Netns, Pool};
 use crate::metrics::Metrics;
-use crate::source::{CniCall, Event};
+use crate::source::{CniCall, Event, Lookup};
 use crate::status::Sink;
 use crate::workloads::Registry;
 use crate::zds;
@@ -44,7 +45,7 @@ use sluice_shared::lower::Backend;
 use sluice_shared::membership::Fallback;
 use sluice_shared::plan::{Hold, RedirectConfig};
 use sluice_shared::wire::{Attachment, Reply, Verb};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -102,15 +103,22 @@ pub struct Context {
     pub metrics: Metrics,
     /// What the source shows of namespaces.
     pub namespaces: Namespaces,
+    /// Where a pod can be asked for that the source has not shown yet.
+    pub lookup: Lookup,
 }
 
 /// What the source shows of namespaces: written by the switchboard, read by every pod.
 #[derive(Default)]
-pub struct Namespaces(RwLock<HashMap<String, NamespaceFacts>>);
+pub struct Namespaces {
+    shown: RwLock<HashMap<String, NamespaceFacts>>,
+    changed: watch::Sender<()>,
+}
 
 /// Passes events on.
 pub struct Reconciler {
     cx: Arc<Context>,
+    /// The pods that the source shows.
+    shown: HashSet<PodUid>,
     /// ADDs that wait for the source's first complete list.
     early: Vec<(Attachment, OwnedFd, oneshot::Sender<Reply>)>,
 }
@@ -120,6 +128,18 @@ impl Context {
     #[must_use]
     pub fn namespace(&self, name: &str) -> Option<NamespaceFacts> {
         self.namespaces.get(name)
+    }
+
+    /// Whether what the source shows is enough to judge a pod of this namespace, once the source has shown everything that
+    /// was there at the start. To a file what it does not name is not there; to an API server it may be on its way.
+    fn can_judge(&self, namespace: &str, pod_is_shown: bool) -> bool {
+        match self.lookup {
+            Lookup::Nothing => true,
+            Lookup::Api(_) => {
+                self.settings.policy.exclude_namespaces.contains(namespace)
+                    || pod_is_shown && self.namespace(namespace).is_some()
+            }
+        }
     }
 
     /// Sends to a pod's task, starting one if the pod is new.
@@ -138,15 +158,29 @@ impl Context {
 
 impl Namespaces {
     fn get(&self, name: &str) -> Option<NamespaceFacts> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.shown.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Waits until the source shows a namespace, until the deadline at most. Says whether it does.
+    async fn wait_for(&self, name: &str, deadline: Instant) -> bool {
+        let mut changed = self.changed.subscribe();
+        while self.get(name).is_none() {
+            match tokio::time::timeout_at(deadline, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+        true
     }
 
     fn set(&self, name: &str, facts: Option<NamespaceFacts>) {
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.shown.write().unwrap_or_else(PoisonError::into_inner);
         match facts {
-            Some(facts) => known.insert(name.to_owned(), facts),
-            None => known.remove(name),
+            Some(facts) => shown.insert(name.to_owned(), facts),
+            None => shown.remove(name),
         };
+        drop(shown);
+        self.changed.send_replace(());
     }
 }
 
@@ -154,7 +188,7 @@ impl Reconciler {
     /// A reconciler for what `cx` joins.
     #[must_use]
     pub fn new(cx: Arc<Context>) -> Self {
-        Self { cx, early: Vec::new() }
+        Self { cx, shown: HashSet::new(), early: Vec::new() }
     }
 
     /// Acts on events until the sources are gone. `recalled` is told when the journal's pods have been looked at.
@@ -193,9 +227,11 @@ impl Reconciler {
                 let uid = pod.uid.clone();
                 self.cx.tell(&uid, Message::Facts(Some(pod)));
                 self.cx.registry.set_claims(&uid, &claims);
+                self.shown.insert(uid);
             }
             Event::PodGone(uid) => {
                 self.cx.registry.set_claims(&uid, &[]);
+                self.shown.remove(&uid);
                 self.cx.registry.send_existing(&uid, Message::Facts(None));
             }
             Event::Namespace(namespace) => self.namespace(&namespace.name, Some(&namespace)),
@@ -263,7 +299,12 @@ impl Reconciler {
             return;
         }
         let deadline = Instant::now() + self.cx.settings.add_timeout;
-        self.cx.tell(&uid, Message::Add { attachment, netns, deadline, reply });
+        if *self.cx.synced.borrow() && !self.cx.can_judge(namespace, self.shown.contains(&uid)) {
+            let shown = self.shown.contains(&uid);
+            tokio::spawn(admit::admit(Arc::clone(&self.cx), uid, shown, attachment, netns, deadline, reply));
+            return;
+        }
+        self.cx.tell(&uid, Message::Add { attachment, netns, told: Told::Shown, deadline, reply });
     }
 
     /// The pod that an attachment belongs to. Old runtimes do not say the uid: then it is looked up by name among the

@@ -7,6 +7,7 @@
 use super::{Context, Message, answer_error, answer_ok};
 use crate::journal::Sandbox;
 use crate::kernel::{Fingerprint, Netns, Observation};
+use crate::source::Lookup;
 use crate::workloads::Entry;
 use crate::zds;
 use sluice_shared::admin::State;
@@ -184,8 +185,8 @@ impl PodTask {
             }
             // Whoever no longer waits has given its sandbox up.
             Message::Add { reply, .. } if reply.is_closed() => {}
-            Message::Add { attachment, netns, deadline, reply } => {
-                let answer = self.add(attachment, netns, deadline).await;
+            Message::Add { attachment, netns, told, deadline, reply } => {
+                let answer = self.add(attachment, netns, told, deadline).await;
                 let _ = reply.send(answer);
             }
             Message::Del { attachment, reply } => self.del(&attachment, reply).await,
@@ -226,7 +227,7 @@ impl PodTask {
         match (&self.grip, self.verdict()) {
             // What has not been said yet is unknown, not absent: nothing is undone before everything is known.
             (Grip::None, _) if !self.knows_enough() => {
-                self.show(State::Pending, "waiting for the source's first complete list".into());
+                self.show(State::Pending, self.what_is_missing().into());
             }
             (Grip::None, Verdict::InMesh { overrides, .. }) => self.join(&overrides).await,
             (Grip::None, Verdict::Outside(reason)) if self.was_redirected() => {
@@ -241,10 +242,27 @@ impl PodTask {
         }
     }
 
-    /// Whether the pod can be judged: the source shows it, or has shown everything there is.
+    /// Whether the pod can be judged: the source shows it, or has shown everything there is. To an API server a pod or a
+    /// namespace that it has not shown may still be on its way.
     pub(super) fn knows_enough(&self) -> bool {
-        let shown = self.facts.as_ref().is_some_and(|facts| self.cx.namespace(&facts.namespace).is_some());
-        shown || self.told_all
+        let shown = |namespace: &str| self.cx.namespace(namespace).is_some();
+        match (&self.facts, &self.cx.lookup, &self.sandbox) {
+            (Some(facts), Lookup::Nothing, _) => self.told_all || shown(&facts.namespace),
+            (Some(facts), Lookup::Api(_), _) => self.cx.can_judge(&facts.namespace, true),
+            // What is remembered of it is whole only with the service account.
+            (None, Lookup::Api(_), Some(sandbox)) => {
+                self.told_all && self.cx.can_judge(&sandbox.pod.namespace, sandbox.service_account.is_some())
+            }
+            (None, _, _) => self.told_all,
+        }
+    }
+
+    fn what_is_missing(&self) -> &'static str {
+        match &self.facts {
+            _ if !self.told_all => "waiting for the source's first complete list",
+            Some(_) => "waiting for its namespace, which the API server has not shown yet",
+            None => "the API server has not shown it yet",
+        }
     }
 
     /// What the pod should be.

@@ -13,9 +13,25 @@ impl PodTask {
     pub(super) fn learn(&mut self, facts: Option<Box<PodFacts>>) {
         let vouched = self.sandbox.as_ref().is_some_and(Sandbox::is_vouched_for);
         self.facts_are_last = facts.is_none();
+        if let (Some(facts), Some(sandbox)) = (&facts, &mut self.sandbox) {
+            sandbox.service_account = Some(facts.service_account.clone());
+        }
         if facts.is_some() || !vouched {
             self.facts = facts;
         }
+    }
+
+    /// What the API server said of the pod when it was asked. It holds no longer than the sandbox, until the source shows
+    /// the pod: one that came and went meanwhile may never be shown.
+    pub(super) fn learn_on_request(&mut self, facts: Box<PodFacts>) {
+        if self.facts.is_some() && !self.facts_are_last {
+            return;
+        }
+        if let Some(sandbox) = &mut self.sandbox {
+            sandbox.service_account = Some(facts.service_account.clone());
+        }
+        self.facts = Some(facts);
+        self.facts_are_last = true;
     }
 
     /// The sandbox is gone: so are facts that nobody shows any more.

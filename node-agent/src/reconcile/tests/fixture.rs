@@ -41,10 +41,19 @@ pub async fn start() -> Boxed {
 }
 
 pub async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Boxed {
-    start_telling(dir, kernel, Sink::nowhere()).await
+    start_with(dir, kernel, Sink::nowhere(), Lookup::Nothing).await
 }
 
 pub async fn start_telling(dir: tempfile::TempDir, kernel: RecordingKernel, status: Sink) -> Boxed {
+    start_with(dir, kernel, status, Lookup::Nothing).await
+}
+
+pub async fn start_with(
+    dir: tempfile::TempDir,
+    kernel: RecordingKernel,
+    status: Sink,
+    lookup: Lookup,
+) -> Boxed {
     let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
     let registry = Arc::new(Registry::default());
     let journal = Journal::open(&dir.path().join("run")).unwrap();
@@ -86,6 +95,7 @@ pub async fn start_telling(dir: tempfile::TempDir, kernel: RecordingKernel, stat
         status,
         metrics,
         namespaces: Namespaces::default(),
+        lookup,
     });
     let (events, inbox) = mpsc::channel(16);
     tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));

@@ -1,5 +1,6 @@
 //! The reconciler against a recording kernel and a scripted ztunnel.
 
+mod admit;
 mod adopting;
 mod fixture;
 mod telling;

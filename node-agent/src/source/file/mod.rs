@@ -7,7 +7,7 @@ mod inventory;
 mod watch;
 
 use crate::metrics::{Metrics, SourceKind};
-use crate::source::Event;
+use crate::source::{Event, Problem};
 use crate::visible::printable;
 pub use inventory::Inventory;
 use std::fs::OpenOptions;
@@ -19,9 +19,6 @@ use watch::Watch;
 
 /// The longest file taken, in bytes. A node's 500 pods with long labels have less than one.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-
-/// What is wrong with the file right now, in one line; `None` when its newest version is in force.
-pub type Problem = Option<String>;
 
 /// The source.
 #[derive(Debug)]
