@@ -36,8 +36,11 @@ pub fn of(code: u16, retry_after: Option<&str>, body: &[u8]) -> Outcome {
     match code {
         200..=299 => Outcome::Done,
         404 | 410 => Outcome::Gone,
-        // A patch with another uid than the object's: 409 as a failed precondition, or 422, since a uid is immutable.
-        409 if message().contains("UID in precondition") => Outcome::Gone,
+        // A patch with another uid than the object's: 422, since a uid is immutable. 409 when a deletion or a server's own
+        // precondition comes first.
+        409 if ["UID in precondition", "uid mismatch"].iter().any(|words| message().contains(words)) => {
+            Outcome::Gone
+        }
         409 => Outcome::Conflict(message()),
         422 if details.is_some_and(|d| d.causes.iter().any(|cause| cause.field == "metadata.uid")) => {
             Outcome::Gone
@@ -114,11 +117,12 @@ mod tests {
             r#"{"causes":[{"reason":"FieldValueInvalid","message":"immutable","field":"metadata.uid"}]}"#;
         let policy = r#"{"causes":[{"reason":"Invalid","message":"not your node"}]}"#;
         let precondition = "Operation cannot be fulfilled: Precondition failed: UID in precondition: a, UID in object meta: b";
-        let table: [(u16, Vec<u8>, Outcome); 12] = [
+        let table: [(u16, Vec<u8>, Outcome); 13] = [
             (200, b"{}".to_vec(), Outcome::Done),
             (201, Vec::new(), Outcome::Done),
             (404, status(404, "pods x not found", "{}"), Outcome::Gone),
             (409, status(409, precondition, "{}"), Outcome::Gone),
+            (409, status(409, "uid mismatch: no existing object was found", "{}"), Outcome::Gone),
             (409, status(409, "try again", "{}"), Outcome::Conflict("try again".into())),
             (422, status(422, "invalid", uid), Outcome::Gone),
             (422, status(422, "denied", policy), Outcome::Refused("denied".into())),

@@ -182,11 +182,8 @@ impl Inner {
                 };
                 let metadata = &asked.body["metadata"];
                 if metadata["uid"].as_str().is_some_and(|asked| asked != uid) {
-                    return status(
-                        409,
-                        None,
-                        "Precondition failed: UID in precondition: a, UID in object meta: b",
-                    );
+                    let causes = json!([{"message": "field is immutable", "field": "metadata.uid"}]);
+                    return answer(422, &json!({"kind": "Status", "details": {"causes": causes}}));
                 }
                 self.testimony.extend(self.witness.as_ref().map(|witness| witness()));
                 *annotation =
