@@ -6,3 +6,4 @@ mod fake;
 mod fixture;
 mod lookup;
 mod source;
+mod status;

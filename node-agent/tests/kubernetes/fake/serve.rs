@@ -111,7 +111,10 @@ fn patch(seen: &Seen, shared: &Shared) -> Answer {
         return status(404, "NotFound", "no such pod");
     };
     if patch["metadata"].get("uid").is_some_and(|uid| *uid != object["metadata"]["uid"]) {
-        return status(409, "Conflict", "the uid in the precondition is another");
+        // As the real one does: a uid is immutable.
+        let mut object = status_object(422, "Invalid", "metadata.uid: field is immutable");
+        object["details"] = json!({"causes": [{"field": "metadata.uid", "message": "field is immutable"}]});
+        return Ok(Response::builder().status(422).body(whole(object.to_string())).unwrap());
     }
     merge(&mut object, &patch);
     state.apply(object.clone());
