@@ -307,9 +307,12 @@ impl Node {
     /// # Errors
     /// When it is off already, or a cgroup stays.
     pub fn power_off(&self) -> Result<()> {
-        let Running { netns, init, .. } = std::mem::take(&mut *self.lock());
+        let Running { init, netns, kubelet, kube_proxy, containerd } = std::mem::take(&mut *self.lock());
         let init = init.with_context(|| format!("{} is off", self.name))?;
         init.kill_child(PATIENCE)?;
+        // Those that wait for the node's services must outlive them: the kernel ends a pid namespace when all in it
+        // have been waited for.
+        drop((kubelet, kube_proxy, containerd));
         self.place.forget_init()?;
         self.cgroups.remove()?;
         netns.map_or(Ok(()), |netns| netns.remove())
