@@ -9,7 +9,7 @@ use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::plan::{self, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, RedirectPlan, Stage};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -54,6 +54,10 @@ impl Ns {
 
     pub fn fd(&self) -> OwnedFd {
         self.0.try_clone().expect("duplicate").into()
+    }
+
+    pub fn borrowed(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 
     /// Runs `work` on a thread of its own in the namespace.

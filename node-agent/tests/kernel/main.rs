@@ -3,6 +3,7 @@
 //! `main` runs itself again inside private network, mount and pid namespaces, so that nothing here can touch the
 //! machine's own, and everything is gone at the end however it ends. Needs root; without it every test fails.
 
+mod adopt;
 mod backends;
 mod child;
 mod fixture;
@@ -74,5 +75,6 @@ fn trials() -> Vec<Trial> {
     add("backends", backends::TESTS);
     add("host", host::TESTS);
     add("nested", nested::TESTS);
+    add("adopt", adopt::TESTS);
     trials
 }
