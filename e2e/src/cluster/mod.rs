@@ -109,7 +109,7 @@ impl Cluster {
         }
         std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("make {DIR}"))?;
         own_files_of_machine()?;
-        let fabric = host(FABRIC)?;
+        let fabric = node::network::host(FABRIC)?;
         fabric.ip(&format!(
             "link add br0 type bridge\n\
              link set br0 up\n\
@@ -280,22 +280,6 @@ fn at_once(nodes: &[Node], what: impl Fn(&Node) -> Result<()> + Sync) -> Result<
             all.into_iter().map(|one| one.join().map_err(|_| anyhow!("a node's thread panicked")).flatten());
         done.collect::<Vec<_>>().into_iter().collect()
     })
-}
-
-/// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.
-fn host(name: &str) -> Result<Netns> {
-    let netns = Netns::create(name)?;
-    netns.ip("link set lo up\n")?;
-    for (key, value) in [
-        ("ipv4/ip_forward", "1"),
-        ("ipv6/conf/all/forwarding", "1"),
-        ("ipv6/conf/default/forwarding", "1"),
-        ("ipv6/conf/all/accept_dad", "0"),
-        ("ipv6/conf/default/accept_dad", "0"),
-    ] {
-        netns.sysctl(key, value)?;
-    }
-    Ok(netns)
 }
 
 /// What each node has its own of must be there to be covered: plain files and a directory, in the private `/etc`.

@@ -4,6 +4,7 @@
 //! what it said, `ready` is there when it is up.
 
 use super::{DIR, FABRIC, programs};
+use crate::lab::cgroup::Cgroups;
 use crate::lab::eventually;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
@@ -67,19 +68,24 @@ impl Standing {
         std::fs::write(self.dir.join("ready"), "").context("say that the cluster is up")
     }
 
-    /// Ends it, and returns when nothing of it is left.
+    /// Ends it, and returns when nothing of it is left; of one that was killed, too. Says whether one stood.
     ///
     /// # Errors
-    /// When none stands, or it does not end.
-    pub fn stop(&self) -> Result<()> {
-        let pid = self.must_stand()?;
+    /// When it does not end.
+    pub fn stop(&self) -> Result<bool> {
+        let Some(pid) = self.pid() else {
+            Cgroups::remove_dead()?;
+            self.forget()?;
+            return Ok(false);
+        };
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
             .context("end the cluster")?;
         eventually("the cluster to end", Duration::from_secs(60), || {
             ensure!(self.pid().is_none(), "process {pid} still runs");
             Ok(())
         })?;
-        self.forget()
+        self.forget()?;
+        Ok(true)
     }
 
     /// Becomes `program`, on the control plane's host, with kubectl and its kubeconfig ready.

@@ -56,6 +56,16 @@ impl Cgroups {
         bail!("no cgroup below {} could be kept", mount.display())
     }
 
+    /// Removes what dead labs left.
+    ///
+    /// # Errors
+    /// When the cgroups cannot be listed.
+    pub fn remove_dead() -> Result<()> {
+        let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+        // Where no cgroup v2 is mounted, a lab mounts one that goes with it.
+        find_mount(&mountinfo).map_or(Ok(()), |mount| remove_stale(&mount))
+    }
+
     /// The cgroup `name` (may have slashes) below the lab's own, made if it is not there.
     ///
     /// # Errors

@@ -96,8 +96,8 @@ fn main() -> anyhow::Result<ExitCode> {
             println!("\n`make cluster-shell` has kubectl ready; `make cluster-down` ends it.");
         }
         What::Down => {
-            Standing::here()?.stop()?;
-            println!("the cluster is down");
+            let stood = Standing::here()?.stop()?;
+            println!("{}", if stood { "the cluster is down" } else { "no cluster stood" });
         }
         What::Shell { program } => Standing::here()?.enter(&or_shell(program))?,
         What::Node { name, program } => {

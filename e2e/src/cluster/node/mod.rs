@@ -9,6 +9,7 @@ pub mod enter;
 pub mod init;
 pub mod kube_proxy;
 pub mod kubelet;
+pub mod network;
 
 use super::pki::Authority;
 use super::programs::Programs;
@@ -326,7 +327,7 @@ impl Node {
         ensure!(self.lock().init.is_none(), "{} is on", self.name);
         // After a reboot they are made anew, in the same places.
         self.place.write_cgroups(&self.cluster_cgroups.below(&self.name)?)?;
-        let netns = self.connect()?;
+        let netns = network::connect(&self.fabric, &self.name, self.index)?;
         let mut launch = Launch::new(binary("sluice-cluster")?, &netns).arg("boot").arg(self.place.dir());
         launch = launch.arg(&self.name).arg(self.programs.dir());
         let mut init = launch.start(&format!("{}-init", self.name), &self.logs)?;
@@ -351,35 +352,6 @@ impl Node {
         self.power_on()?;
         self.start_containerd()?;
         self.join()
-    }
-
-    /// Its network namespace with one link to the fabric, and the fabric's routes to its pods.
-    fn connect(&self) -> Result<Netns> {
-        let Self { name, v4, v6, .. } = self;
-        let netns = super::host(&format!("cluster.{name}"))?;
-        let (pods_v4, pods_v6) = address::pods(self.index);
-        self.fabric.ip(&format!(
-            "link add {name} type veth peer name eth0 netns {}\n\
-             link set {name} master br0 up\n\
-             route replace {pods_v4} via {v4}\n\
-             route replace {pods_v6} via {v6}\n",
-            netns.name()
-        ))?;
-        netns.ip(&format!(
-            "addr add {v4}/24 dev eth0\n\
-             addr add {v6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add default via {}\n\
-             route add default via {}\n",
-            address::CONTROL_PLANE_V4,
-            address::CONTROL_PLANE_V6,
-        ))?;
-        for other in (1..=super::MAX_NODES).filter(|other| *other != self.index) {
-            let (v4, v6) = address::node(other);
-            let (pods_v4, pods_v6) = address::pods(other);
-            netns.ip(&format!("route add {pods_v4} via {v4}\nroute add {pods_v6} via {v6}\n"))?;
-        }
-        Ok(netns)
     }
 
     /// A program on the node, in a cgroup below the node's.

@@ -1,0 +1,54 @@
+//! A host on the fabric: its network namespace, its link and its routes.
+
+use crate::cluster::{MAX_NODES, address};
+use crate::lab::netns::Netns;
+use anyhow::Result;
+
+/// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.
+///
+/// # Errors
+/// When the name is taken or the kernel refuses.
+pub fn host(name: &str) -> Result<Netns> {
+    let netns = Netns::create(name)?;
+    netns.ip("link set lo up\n")?;
+    for (key, value) in [
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv6/conf/default/forwarding", "1"),
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_dad", "0"),
+    ] {
+        netns.sysctl(key, value)?;
+    }
+    Ok(netns)
+}
+
+/// Node `index`'s network namespace, with one link to the fabric, and the routes of both to each other's pods.
+///
+/// # Errors
+/// When the node is connected already, or the kernel refuses.
+pub fn connect(fabric: &Netns, name: &str, index: u8) -> Result<Netns> {
+    let netns = host(&format!("cluster.{name}"))?;
+    let ((v4, v6), (pods_v4, pods_v6)) = (address::node(index), address::pods(index));
+    fabric.ip(&format!(
+        "link add {name} type veth peer name eth0 netns {}\n\
+         link set {name} master br0 up\n\
+         route replace {pods_v4} via {v4}\n\
+         route replace {pods_v6} via {v6}\n",
+        netns.name()
+    ))?;
+    netns.ip(&format!(
+        "addr add {v4}/24 dev eth0\n\
+         addr add {v6}/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via {}\n\
+         route add default via {}\n",
+        address::CONTROL_PLANE_V4,
+        address::CONTROL_PLANE_V6,
+    ))?;
+    for other in (1..=MAX_NODES).filter(|other| *other != index) {
+        let ((v4, v6), (pods_v4, pods_v6)) = (address::node(other), address::pods(other));
+        netns.ip(&format!("route add {pods_v4} via {v4}\nroute add {pods_v6} via {v6}\n"))?;
+    }
+    Ok(netns)
+}
