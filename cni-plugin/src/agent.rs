@@ -1,17 +1,29 @@
 //! The agent's socket: one connection, one question, one answer, one deadline.
 
 use nix::errno::Errno;
-use nix::sys::socket::sockopt::{ReceiveTimeout, SendTimeout};
+use nix::sys::socket::sockopt::{GetStruct, ReceiveTimeout, SendTimeout};
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, sendmsg,
-    setsockopt, socket,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, recv,
+    sendmsg, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use nix::{getsockopt_impl, libc};
 use sluice_shared::cni::code;
 use sluice_shared::wire::{MAX_MESSAGE, Reply, Request, Verb, WIRE_VERSION};
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
+
+/// An agent that has not so much as read the question by then hangs. One that has read it may have reason to take longer.
+const HUNG_AFTER: Duration = Duration::from_secs(2);
+/// `SK_MEMINFO_WMEM_ALLOC` (include/uapi/linux/sock_diag.h)
+const WMEM_ALLOC: usize = 2;
+
+/// `SO_MEMINFO` (socket(7)): what the socket's buffers hold.
+#[derive(Clone, Copy)]
+struct MemInfo;
+
+getsockopt_impl!(MemInfo, libc::SOL_SOCKET, libc::SO_MEMINFO, [u32; 9], GetStruct<[u32; 9]>);
 
 /// Why there is no answer to go by.
 #[derive(Debug)]
@@ -29,28 +41,75 @@ pub fn ask(
     netns: Option<BorrowedFd<'_>>,
     timeout: Duration,
 ) -> Result<Reply, NoAnswer> {
-    let deadline = Instant::now() + timeout;
+    ask_unless_hung(path, verb, netns, timeout, || false)
+}
+
+/// As [`ask`]. When the agent hangs, `give_up` says whether that is reason enough to wait no longer.
+pub fn ask_unless_hung(
+    path: &str,
+    verb: Verb,
+    netns: Option<BorrowedFd<'_>>,
+    timeout: Duration,
+    give_up: impl Fn() -> bool,
+) -> Result<Reply, NoAnswer> {
+    let began = Instant::now();
+    let deadline = began + timeout;
     let message = encode(verb)?;
     let late = || absent(format!("does not answer on {path} (waited {} ms)", timeout.as_millis()));
+    let hung = || {
+        let waited = HUNG_AFTER.as_millis();
+        absent(format!("hangs: it has not read the question on {path} within {waited} ms"))
+    };
     let failed = |call: &str, e: Errno| match e {
-        Errno::EAGAIN | Errno::ETIMEDOUT | Errno::EINPROGRESS => late(),
+        _ if is_timeout(e) => late(),
         _ => absent(format!("cannot be reached on {path} ({call}: {})", e.desc())),
     };
     let socket = open().map_err(|e| failed("socket", e))?;
-    let left = || remaining(deadline);
-    let wait = left().ok_or_else(late)?;
-    setsockopt(&socket, SendTimeout, &wait).map_err(|e| failed("setsockopt", e))?;
     let address = UnixAddr::new(path).map_err(|e| failed("address", e))?;
-    again(|| connect(socket.as_raw_fd(), &address)).map_err(|e| failed("connect", e))?;
+    // First until it must be taken for hung, then, if need be, to the end.
+    let mut until = deadline.min(began + HUNG_AFTER);
+    loop {
+        let wait = remaining(until).ok_or_else(late)?;
+        setsockopt(&socket, SendTimeout, &wait).map_err(|e| failed("setsockopt", e))?;
+        match again(|| connect(socket.as_raw_fd(), &address)) {
+            Ok(()) => break,
+            // Nobody takes the connections that wait already.
+            Err(e) if is_timeout(e) && until < deadline => {
+                if give_up() {
+                    return Err(hung());
+                }
+                until = deadline;
+            }
+            Err(e) => return Err(failed("connect", e)),
+        }
+    }
     again(|| send(&socket, &message, netns)).map_err(|e| failed("send", e))?;
 
     let mut reply = vec![0; MAX_MESSAGE];
-    let wait = left().ok_or_else(late)?;
-    setsockopt(&socket, ReceiveTimeout, &wait).map_err(|e| failed("setsockopt", e))?;
-    // With MSG_TRUNC the length is the message's, also when the buffer is shorter (recv(2)).
-    let length = again(|| recv(socket.as_raw_fd(), &mut reply, MsgFlags::MSG_TRUNC))
-        .map_err(|e| failed("receive", e))?;
-    understand(&reply, length, path)
+    loop {
+        let wait = remaining(until).ok_or_else(late)?;
+        setsockopt(&socket, ReceiveTimeout, &wait).map_err(|e| failed("setsockopt", e))?;
+        // With MSG_TRUNC the length is the message's, also when the buffer is shorter (recv(2)).
+        match again(|| recv(socket.as_raw_fd(), &mut reply, MsgFlags::MSG_TRUNC)) {
+            Ok(length) => return understand(&reply, length, path),
+            Err(e) if is_timeout(e) && until < deadline => {
+                if is_unread(&socket) && give_up() {
+                    return Err(hung());
+                }
+                until = deadline;
+            }
+            Err(e) => return Err(failed("receive", e)),
+        }
+    }
+}
+
+fn is_timeout(e: Errno) -> bool {
+    matches!(e, Errno::EAGAIN | Errno::ETIMEDOUT | Errno::EINPROGRESS)
+}
+
+/// Whether the peer has yet to receive what was sent: it is charged to the sender until then.
+fn is_unread(socket: &OwnedFd) -> bool {
+    getsockopt(socket, MemInfo).is_ok_and(|held| held[WMEM_ALLOC] > 0)
 }
 
 /// Says something that is not answered. Never waits.

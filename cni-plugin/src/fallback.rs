@@ -48,6 +48,14 @@ fn by_membership(state_dir: &str, namespace: &str, log: &mut Log) -> Fallback {
     with_unreadable_file(namespace)
 }
 
+/// Whether the agent has written down that `namespace` is outside the mesh.
+pub fn is_known_outside(state_dir: &str, namespace: &str) -> bool {
+    let Ok(Some(bytes)) = read(&format!("{state_dir}/{MEMBERSHIP_FILE}"), MAX_MEMBERSHIP_FILE) else {
+        return false;
+    };
+    Membership::parse(&bytes).is_ok_and(|membership| membership.is_outside(namespace))
+}
+
 /// With no lease there was no installer, which proves nothing; one that cannot be read proves nothing either.
 fn by_lease(state_dir: &str, log: &mut Log) -> Holding {
     let path = format!("{state_dir}/{LEASE_FILE}");

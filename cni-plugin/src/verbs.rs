@@ -58,7 +58,11 @@ fn add(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
         log.warn(format_args!("pod {pod}: {skipped}; left out"));
     }
     let verb = Verb::Add(sandbox.attachment(addresses.ips));
-    match agent::ask(&settings.agent_socket, verb, Some(netns.as_fd()), settings.timeout) {
+    // An agent that hangs must not cost pods that it would have nothing to do with the runtime's patience.
+    let outside = || fallback::is_known_outside(&settings.state_dir, &pod.namespace);
+    let answer =
+        agent::ask_unless_hung(&settings.agent_socket, verb, Some(netns.as_fd()), settings.timeout, outside);
+    match answer {
         Ok(Reply::Ok { outcome }) => log.debug(format_args!("ADD of pod {pod}: {outcome}")),
         Ok(Reply::Error { code, msg, details }) => return Err(refused(code, msg, details)),
         Err(no_answer) => without_agent(pod, &settings, &no_answer, log)?,

@@ -118,6 +118,12 @@ impl Membership {
         }
         serde_json::from_slice(bytes).map_err(garbage)
     }
+
+    /// Whether `namespace` is known to be outside, and to have held no pod of the mesh.
+    #[must_use]
+    pub fn is_outside(&self, namespace: &str) -> bool {
+        self.namespaces.get(namespace) == Some(&Standing::Out)
+    }
 }
 
 /// Whether a pod is one of [`EXEMPT_PODS`].

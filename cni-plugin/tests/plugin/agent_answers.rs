@@ -49,6 +49,38 @@ fn a_refusal_without_a_code_gets_one() {
     assert_eq!(add(&node, &sandbox).error("1.0.0", 100), "no");
 }
 
+/// Stopped, or out of its wits: it is there, and takes nothing.
+#[test]
+fn an_agent_that_reads_nothing_is_given_up_where_the_namespace_is_outside() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    // Room for the first two callers; the connection of any other one is not even queued.
+    let _never_accepts = listening(&node, Backlog::new(1).unwrap());
+    let conf = node.conf_with("1.0.0", Some("{ }"), &json!({"timeoutSeconds": 3}));
+    let add = || Call::new("ADD", conf.clone()).netns(&sandbox).run();
+    std::fs::write(node.membership(), OUTSIDE).unwrap();
+    for _ in 0..3 {
+        let outside = add();
+        outside.printed("{ }");
+        assert!(outside.stderr.contains("has not read the question"), "{outside:?}");
+    }
+    for unsure in [IN_MESH, r#"{"version":1,"namespaces":{}}"#] {
+        std::fs::write(node.membership(), unsure).unwrap();
+        let waits = add();
+        let said = format!("{}{}", waits.stdout, waits.stderr);
+        assert!(said.contains("waited 3000 ms"), "{waits:?}");
+    }
+}
+
+#[test]
+fn an_agent_that_has_read_the_question_may_take_its_time() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    let _agent = Agent::start(&node, Script::Hang);
+    std::fs::write(node.membership(), OUTSIDE).unwrap();
+    let conf = node.conf_with("1.0.0", Some("{ }"), &json!({"timeoutSeconds": 3}));
+    let outside = Call::new("ADD", conf).netns(&sandbox).run();
+    assert!(outside.stderr.contains("waited 3000 ms"), "{outside:?}");
+}
+
 #[test]
 fn a_hung_agent_costs_the_deadline_and_no_more() {
     by_membership(Script::Hang, 11, "waited 1000 ms");
