@@ -42,7 +42,7 @@ pub struct Metrics {
 /// A part of an ADD's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddPhase {
-    /// Waiting for another step on the same pod to end.
+    /// Waiting for another step on the same pod to end, or for the API server where its watch has not shown the pod yet.
     Queue,
     /// Finding out what the pod is and whether it is in the mesh.
     Decide,
@@ -50,7 +50,9 @@ pub enum AddPhase {
     Kernel,
     /// From the hand-over until ztunnel's ack.
     Ztunnel,
-    /// All of it, from the request's arrival to the answer.
+    /// The last look at what is in force, with the host's table made to know the pod.
+    Confirm,
+    /// All of it, from the request's arrival (at the agent's start, from when the source has spoken) to the answer.
     Total,
 }
 
@@ -338,6 +340,7 @@ impl AddPhase {
             Self::Decide => "decide",
             Self::Kernel => "kernel",
             Self::Ztunnel => "ztunnel",
+            Self::Confirm => "confirm",
             Self::Total => "total",
         }
     }

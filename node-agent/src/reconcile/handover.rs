@@ -3,7 +3,6 @@
 use super::Message;
 use super::pod::{Grip, PodTask};
 use crate::kernel::Netns;
-use crate::metrics::AddPhase;
 use crate::zds::{self, AddError};
 use sluice_shared::plan::RedirectPlan;
 use std::sync::Arc;
@@ -26,11 +25,9 @@ impl PodTask {
     /// Hands the pod over to ztunnel and waits for its word.
     pub(super) async fn hand_over(&mut self, netns: &Arc<Netns>, deadline: Instant) -> Result<(), AddError> {
         let Some(workload) = self.workload(netns) else { return Ok(()) };
-        let began = Instant::now();
         let ztunnel = self.cx.ztunnel.clone();
         let answer = async move { ztunnel.add(workload, deadline).await };
         let peer = self.meanwhile(netns, answer).await.ok_or(AddError::Withdrawn)??;
-        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
         self.acked_by.insert(peer.connection);
         Ok(())
     }

@@ -56,31 +56,30 @@ impl PodTask {
             Told::Found(facts) => self.learn_on_request(facts),
             Told::Unknown(unknown) => why = format!(" ({unknown})"),
         }
-        let reply = if self.knows_enough() {
-            match self.verdict() {
-                Verdict::Outside(reason) => {
-                    self.remember(false);
-                    self.settle().await;
-                    Reply::Ok { outcome: format!("outside: {reason}") }
-                }
-                Verdict::InMesh { overrides, because } => {
-                    match self.enroll_new(&netns, &overrides, deadline).await {
-                        Ok(()) => Reply::Ok { outcome: "captured".into() },
-                        Err((code, why)) => refusal(code, &attachment, &format!("{why} ({because})")),
-                    }
+        let verdict = self.knows_enough().then(|| self.verdict());
+        self.cx.metrics.add_took(AddPhase::Decide, began.elapsed());
+        match verdict {
+            Some(Verdict::Outside(reason)) => {
+                self.remember(false);
+                self.settle().await;
+                Reply::Ok { outcome: format!("outside: {reason}") }
+            }
+            Some(Verdict::InMesh { overrides, because }) => {
+                match self.enroll_new(&netns, &overrides, deadline).await {
+                    Ok(()) => Reply::Ok { outcome: "captured".into() },
+                    Err((code, why)) => refusal(code, &attachment, &format!("{why} ({because})")),
                 }
             }
-        } else {
             // Nothing that is unknown gets as far as this, but where the plugin itself would let it start.
-            self.remember(false);
-            self.show(
-                State::Pending,
-                format!("started before its membership was known{why}; it is adopted when it is"),
-            );
-            Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
-        };
-        self.cx.metrics.add_took(AddPhase::Total, began.elapsed());
-        reply
+            None => {
+                self.remember(false);
+                self.show(
+                    State::Pending,
+                    format!("started before its membership was known{why}; it is adopted when it is"),
+                );
+                Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
+            }
+        }
     }
 
     /// A second interface of the same sandbox (Multus) is not what the mesh captures.
@@ -136,10 +135,12 @@ impl PodTask {
         let plan = self.plan(overrides, Stage::Redirect(Older::None)).await;
         self.note_membership();
         self.hand(self.workload(netns));
+        let began = Instant::now();
         self.commit(netns, plan, false).await.map_err(|error| {
             self.pending(format!("its rules could not be installed: {error}"));
             (code::REDIRECT_FAILED, format!("its rules could not be installed: {error}"))
         })?;
+        self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
         self.remember(true);
         if Instant::now() >= deadline {
             let why = "the kernel was slow to take its rules, and no time was left to ask ztunnel".to_owned();
@@ -147,15 +148,19 @@ impl PodTask {
             return Err((code::TRY_AGAIN_LATER, why));
         }
         self.show(State::Pending, "being captured: its rules are in, ztunnel is asked".into());
+        let began = Instant::now();
         if let Err(error) = self.hand_over(netns, deadline).await {
             self.pending(format!("waiting for ztunnel: {error}"));
             return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
         }
+        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
+        let began = Instant::now();
         self.retry_at_once();
         // The plugin must know, before it is needed, that this namespace holds pods of the mesh. A full disk is said in
         // the log, and is no reason to keep pods from starting.
         let _ = tokio::time::timeout_at(deadline, self.cx.members.settled()).await;
         self.confirm(Handover::Leave).await;
+        self.cx.metrics.add_took(AddPhase::Confirm, began.elapsed());
         match self.entry.showing().status.clone() {
             status if status.state == State::Enabled => Ok(()),
             status => Err((code::TRY_AGAIN_LATER, status.reason)),
@@ -308,7 +313,6 @@ impl PodTask {
         plan: RedirectPlan,
         ops: Vec<KernelOp>,
     ) -> Result<(), KernelError> {
-        let began = Instant::now();
         let there = Arc::clone(netns);
         let seen = self
             .cx
@@ -316,7 +320,6 @@ impl PodTask {
             .run(move |kernel| kernel.apply(&there, &ops))
             .await
             .inspect_err(|_| self.cx.metrics.kernel_error(KernelStep::Enroll))?;
-        self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
         let held = Redirected { netns: Arc::clone(netns), plan, committed: seen.rules, seen };
         match &mut self.grip {
             Grip::Draining { held: draining, .. } if held.plan.stage == Stage::Drain => *draining = held,

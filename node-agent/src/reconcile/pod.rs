@@ -7,6 +7,7 @@
 use super::{Context, Message, answer_error, answer_ok};
 use crate::journal::Sandbox;
 use crate::kernel::{Fingerprint, Netns, Observation};
+use crate::metrics::AddPhase;
 use crate::source::Lookup;
 use crate::workloads::Entry;
 use crate::zds;
@@ -186,7 +187,11 @@ impl PodTask {
             // Whoever no longer waits has given its sandbox up.
             Message::Add { reply, .. } if reply.is_closed() => {}
             Message::Add { attachment, netns, told, deadline, reply } => {
+                // The deadline was set when it was asked for.
+                let asked = deadline - self.cx.settings.add_timeout;
+                self.cx.metrics.add_took(AddPhase::Queue, asked.elapsed());
                 let answer = self.add(attachment, netns, told, deadline).await;
+                self.cx.metrics.add_took(AddPhase::Total, asked.elapsed());
                 let _ = reply.send(answer);
             }
             Message::Del { attachment, reply } => self.del(&attachment, reply).await,

@@ -31,6 +31,27 @@ async fn a_new_pod_gets_its_rules_before_ztunnel_and_its_answer_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_adds_time_is_told_by_phase_and_nothing_else_is_counted_with_it() {
+    let agent = start().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.synced().await;
+    let _ztunnel = agent.ztunnel().await;
+    agent.running_pod("u1").await;
+    agent.becomes("u1", State::Enabled).await;
+    let counted = |times: u32| {
+        let text = agent.cx.metrics.render();
+        ["queue", "decide", "kernel", "ztunnel", "confirm", "total"].iter().all(|phase| {
+            let line = format!("sluice_add_duration_seconds_count{{phase=\"{phase}\"}} {times}");
+            text.lines().any(|found| found == line) || (times == 0 && !text.contains(&line[..line.len() - 1]))
+        })
+    };
+    assert!(counted(0), "a pod that joined live: {}", agent.cx.metrics.render());
+    agent.sandbox("u2");
+    assert_eq!(agent.add("u2", "u2").await, Reply::Ok { outcome: "captured".into() });
+    assert!(counted(1), "{}", agent.cx.metrics.render());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_outside_the_mesh_is_answered_at_once_with_nobody_there() {
     let agent = start().await;
     agent.namespace("demo", None).await;
