@@ -4,7 +4,7 @@
 use crate::ids::{Family, PodUid};
 use crate::iptables::{self, Skeleton};
 use crate::lower::{Backend, iptables_ops};
-use crate::netfilter::{host_by_label, host_by_socket};
+use crate::netfilter::{host_by_label, host_by_socket, host_changes};
 use crate::nft;
 use crate::op::KernelOp;
 use crate::plan::CgroupRef;
@@ -34,6 +34,22 @@ pub enum HostStep<'a> {
     Replace(&'a HostPlan),
     /// Take it away.
     Remove,
+}
+
+impl HostPlan {
+    /// What makes `to` of a table that is exactly this plan, without writing the rest of it anew: the kernel takes
+    /// milliseconds to tear a table down, and one pod's coming or going need not wait for that. One transaction, or
+    /// nothing where the rules say the same. `None` where more than pods has changed, and with iptables, which has no sets.
+    #[must_use]
+    pub fn amended(&self, backend: Backend, to: &Self) -> Option<Vec<KernelOp>> {
+        let rules = |plan: &Self| (plan.kubelet.clone(), plan.source_v4, plan.source_v6);
+        if backend != Backend::Nftables || rules(self) != rules(to) {
+            return None;
+        }
+        let (gone, new) = host_changes(self, to);
+        let changed = gone.iter().chain(&new).any(|set| !set.elements.is_empty());
+        Some(if changed { vec![KernelOp::NftBatch(nft::amend(&gone, &new))] } else { Vec::new() })
+    }
 }
 
 /// Lowers a step on the host. Pure.

@@ -250,6 +250,17 @@ impl Kernel for RecordingKernel {
         self.carry_out(Place::Host, ops)
     }
 
+    fn amend_host(&self, before: Fingerprint, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {
+        if self.observe_host()? != Some(before) {
+            return Ok(None);
+        }
+        if ops.is_empty() {
+            return Ok(Some(before));
+        }
+        self.carry_out(Place::Host, ops)?;
+        self.observe_host()
+    }
+
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
         let content = self.content(netns);
         Ok(Observation {

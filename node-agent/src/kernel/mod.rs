@@ -66,6 +66,14 @@ pub trait Kernel: Send + Sync + 'static {
     /// `EPERM` is a capability result (some primaries forbid host rules), not a failure of the agent.
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError>;
 
+    /// Carries out `ops` in the host's namespace on a table that is exactly `before`, and gives what they alone have made
+    /// of it. `None` when the table was another, or somebody changed rules at the same time: the ops may be in force
+    /// then, and the table is to be written whole.
+    ///
+    /// # Errors
+    /// As for [`Kernel::run_host`] and [`Kernel::observe_host`].
+    fn amend_host(&self, before: Fingerprint, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError>;
+
     /// Looks at what is in a pod's namespace.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 //! first, and one commit at a time puts in force whatever has been noted until then: the others find theirs done.
 
 use crate::journal::Journal;
-use crate::kernel::{Fingerprint, KernelError, Pool};
+use crate::kernel::{Fingerprint, Kernel, KernelError, Pool};
 use crate::metrics::{DriftObject, KernelStep, Metrics};
 use sluice_shared::admin::Choice;
 use sluice_shared::host::{self, HostPlan, HostStep};
@@ -40,10 +40,19 @@ struct Snat {
     source_v4: Ipv4Addr,
     source_v6: Ipv6Addr,
     wanted: std::sync::Mutex<Wanted>,
-    /// What the kernel showed after the last commit; `None` when that failed. Locked by whoever commits.
-    committed: Mutex<Option<Fingerprint>>,
+    /// The last commit; `None` when that failed. Locked by whoever commits.
+    committed: Mutex<Option<Committed>>,
     /// Where it is remembered for the agent's next start.
     journal: Option<Journal>,
+}
+
+/// What is in force.
+#[derive(Clone)]
+struct Committed {
+    /// What the kernel showed right after the commit.
+    shown: Fingerprint,
+    /// What was committed; `None` when that was by a former run.
+    plan: Option<HostPlan>,
 }
 
 /// What the table should say.
@@ -85,8 +94,9 @@ impl HostTable {
         because: &str,
     ) -> Result<Self, KernelError> {
         let former = journal.as_ref().and_then(Journal::host_table);
+        let former = former.map(|shown| Committed { shown, plan: None });
         let committed = write(&kernel, backend, plan.clone(), former).await?;
-        remember(journal.as_ref(), committed);
+        remember(journal.as_ref(), committed.as_ref());
         let because = format!("{because}; the kubelet is the cgroup /{}", plan.kubelet.path);
         let choice = Choice { chosen: "snat".into(), because };
         let snat = Snat {
@@ -164,7 +174,7 @@ impl HostTable {
         }
         let mut committed = snat.committed.lock().await;
         let Ok(seen) = self.kernel.run(crate::kernel::Kernel::observe_host).await else { return };
-        if seen.is_some() && seen == *committed {
+        if seen.is_some() && seen == committed.as_ref().map(|committed| committed.shown) {
             return;
         }
         // A commit that failed before is no drift, and has been told.
@@ -219,12 +229,12 @@ impl HostTable {
     }
 
     /// Puts in force whatever is wanted by now.
-    async fn commit(&self, snat: &Snat, committed: &mut Option<Fingerprint>) {
+    async fn commit(&self, snat: &Snat, committed: &mut Option<Committed>) {
         let (plan, revision) = {
             let wanted = snat.wanted();
             (wanted.plan.clone(), wanted.revision)
         };
-        *committed = match write(&self.kernel, self.backend, plan, *committed).await {
+        *committed = match write(&self.kernel, self.backend, plan, committed.take()).await {
             Ok(seen) => seen,
             Err(error) => {
                 self.metrics.kernel_error(KernelStep::Host);
@@ -232,7 +242,7 @@ impl HostTable {
                 None
             }
         };
-        remember(snat.journal.as_ref(), *committed);
+        remember(snat.journal.as_ref(), committed.as_ref());
         snat.wanted().tried = revision;
     }
 }
@@ -244,30 +254,42 @@ impl Snat {
 }
 
 /// For the agent's next start.
-fn remember(journal: Option<&Journal>, committed: Option<Fingerprint>) {
-    if let (Some(journal), Some(fingerprint)) = (journal, committed)
-        && let Err(error) = journal.remember_host_table(fingerprint)
+fn remember(journal: Option<&Journal>, committed: Option<&Committed>) {
+    if let (Some(journal), Some(committed)) = (journal, committed)
+        && let Err(error) = journal.remember_host_table(committed.shown)
     {
         tracing::warn!(%error, "the host's table will be built anew when the agent restarts");
     }
 }
 
-/// Writes the table and reads it back. Where it is as we left it (`before`), it is replaced; anything else is cleaned up
-/// and built anew, which with iptables leaves a moment without the door.
+/// Writes the table and reads it back. Where it is as we left it (`before`), it is amended, or else replaced; anything
+/// else is cleaned up and built anew, which with iptables leaves a moment without the door.
 async fn write(
     kernel: &Pool,
     backend: Backend,
     plan: HostPlan,
-    before: Option<Fingerprint>,
-) -> Result<Option<Fingerprint>, KernelError> {
-    kernel
-        .run(move |kernel| {
-            let ours = before.is_some() && kernel.observe_host()? == before;
-            let step = if ours { HostStep::Replace(&plan) } else { HostStep::Install(&plan) };
-            kernel.run_host(&host::lower(backend, step))?;
-            kernel.observe_host()
-        })
-        .await
+    before: Option<Committed>,
+) -> Result<Option<Committed>, KernelError> {
+    let written = move |kernel: &dyn Kernel| {
+        if let Some(shown) = before.as_ref().and_then(|before| amend(kernel, backend, &plan, before)) {
+            return Ok(Some(Committed { shown, plan: Some(plan) }));
+        }
+        let before = before.map(|before| before.shown);
+        let ours = before.is_some() && kernel.observe_host()? == before;
+        let step = if ours { HostStep::Replace(&plan) } else { HostStep::Install(&plan) };
+        kernel.run_host(&host::lower(backend, step))?;
+        Ok(kernel.observe_host()?.map(|shown| Committed { shown, plan: Some(plan) }))
+    };
+    kernel.run(written).await
+}
+
+/// Changes what is different, where that is possible; `None` where the table is to be written whole.
+fn amend(kernel: &dyn Kernel, backend: Backend, plan: &HostPlan, before: &Committed) -> Option<Fingerprint> {
+    let ops = before.plan.as_ref()?.amended(backend, plan)?;
+    kernel.amend_host(before.shown, &ops).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the host's table cannot be amended, and is written whole");
+        None
+    })
 }
 
 #[cfg(test)]

@@ -43,13 +43,30 @@ async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backe
         .await
         .expect("this kernel takes the host's table");
     let with_one = shown(kernel).expect("installed");
-    let (uid, ips) = pod(2);
+    let built = handle(backend);
+    let ((uid, ips), (heir, _)) = (pod(2), pod(3));
     table.admit(&uid, &ips).await;
-    let with_two = shown(kernel).expect("replaced");
+    let with_two = shown(kernel).expect("changed");
     assert_ne!(with_one, with_two);
     table.look(Some(plan.kubelet.clone())).await;
+    // An address that another pod has now: what changes is only whose it is.
+    table.admit(&heir, &ips).await;
+    if backend == Backend::Nftables {
+        assert_eq!(shown(kernel), Some(with_two));
+        let pods = nft(&["list", "set", "inet", "sluice", "pods4"]);
+        assert!(pods.contains("comment \"u3\"") && !pods.contains("u2"), "{pods}");
+    }
     table.dismiss(&uid).await;
-    assert_eq!(shown(kernel), Some(with_one), "replaced, it is the same as installed");
+    table.dismiss(&heir).await;
+    assert_eq!(shown(kernel), Some(with_one), "changed, it is the same as installed");
+    if backend == Backend::Nftables {
+        assert_eq!(handle(backend), built, "nothing but elements came and went");
+        nft(&["add", "element", "inet", "sluice", "pods4", "{ 10.9.9.9 }"]);
+        table.admit(&uid, &ips).await;
+        assert_eq!(shown(kernel), Some(with_two), "what somebody else put in is gone");
+        assert_ne!(handle(backend), built, "by a table that was written whole");
+        table.dismiss(&uid).await;
+    }
     assert!(!metrics.render().contains("host_table"), "our own changes are no drift");
 
     // A former run's table, whatever wrote it, goes when this run's strategy needs none.
@@ -58,6 +75,19 @@ async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backe
         table.remove().await;
         assert_eq!(shown(kernel), None);
     }
+}
+
+/// The number that the kernel gave to the table when it was made.
+fn handle(backend: Backend) -> Option<String> {
+    let shown = (backend == Backend::Nftables).then(|| nft(&["-a", "list", "table", "inet", "sluice"]))?;
+    let (_, handle) = shown.lines().next()?.split_once("# handle ").expect("nft -a shows handles");
+    Some(handle.to_owned())
+}
+
+fn nft(arguments: &[&str]) -> String {
+    let output = std::process::Command::new("nft").args(arguments).output().expect("run nft");
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn shown(kernel: &LinuxKernel) -> Option<Fingerprint> {

@@ -63,6 +63,21 @@ pub fn by_socket(plan: &HostPlan) -> Ruleset {
     Ruleset { sets: vec![kubelet(plan)], chains: vec![chain] }
 }
 
+/// What leads from the sets of one plan to those of another: elements that go, and elements that come.
+#[must_use]
+pub fn changes(from: &HostPlan, to: &HostPlan) -> (Vec<Set>, Vec<Set>) {
+    let only_in = |these: &HostPlan, those: &HostPlan| {
+        let sets = Family::BOTH.into_iter().map(|family| {
+            let others = pods(those, family);
+            let mut addresses = pods(these, family);
+            addresses.retain(|address, uid| others.get(address) != Some(uid));
+            Set { name: SetName::Pods(family), elements: Elements::Addresses(family, addresses) }
+        });
+        sets.collect()
+    };
+    (only_in(from, to), only_in(to, from))
+}
+
 fn kubelet(plan: &HostPlan) -> Set {
     Set { name: SetName::Kubelet, elements: Elements::Cgroups(BTreeSet::from([plan.kubelet.clone()])) }
 }

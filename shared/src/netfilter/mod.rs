@@ -11,7 +11,7 @@ mod display;
 mod host;
 mod pod;
 
-pub use host::{by_label as host_by_label, by_socket as host_by_socket};
+pub use host::{by_label as host_by_label, by_socket as host_by_socket, changes as host_changes};
 pub use pod::from_plan;
 
 use crate::ids::{Family, Ifname, Mark};
@@ -234,6 +234,19 @@ impl Ruleset {
     #[must_use]
     pub fn elements(&self, name: SetName) -> Option<&Elements> {
         self.sets.iter().find(|set| set.name == name).map(|set| &set.elements)
+    }
+}
+
+impl Elements {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Self::Flows(_, flows) => flows.is_empty(),
+            Self::Addresses(_, addresses) => addresses.is_empty(),
+            Self::Ports(ports) => ports.is_empty(),
+            Self::Cgroups(cgroups) => cgroups.is_empty(),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub(super) enum Kind {
     NewRule = 6,
     NewSet = 9,
     NewSetElem = 12,
+    DelSetElem = 14,
 }
 
 /// A transaction in the making.
@@ -48,7 +49,7 @@ impl Batch {
     /// Adds one message to the transaction.
     pub(super) fn message(&mut self, kind: Kind, label: String, fill: impl FnOnce(&mut Attributes<'_>)) {
         let flags = match kind {
-            Kind::DelTable => 0,
+            Kind::DelTable | Kind::DelSetElem => 0,
             Kind::NewRule => NLM_F_CREATE | NLM_F_APPEND,
             Kind::NewTable | Kind::NewChain | Kind::NewSet | Kind::NewSetElem => NLM_F_CREATE,
         };

@@ -12,7 +12,7 @@ mod set;
 pub use set::flow_of_key;
 
 use crate::contract::NFT_TABLE;
-use crate::netfilter::{Chain, ChainName, Hook, Ruleset};
+use crate::netfilter::{Chain, ChainName, Hook, Ruleset, Set};
 use crate::op::NftBatch;
 use message::{Batch, Kind};
 
@@ -50,6 +50,17 @@ pub fn replace(rules: &Ruleset) -> NftBatch {
             rule::append(&mut batch, *name, index, definition);
         }
     }
+    batch.end()
+}
+
+/// Takes elements out of sets of the table, and puts others in; all else stays as it is. The kernel refuses the whole of
+/// it when something that is to go is not there.
+#[must_use]
+pub fn amend(gone: &[Set], new: &[Set]) -> NftBatch {
+    let mut batch = Batch::begin();
+    // What only changes its note goes and comes back.
+    gone.iter().for_each(|set| set::amend(&mut batch, Kind::DelSetElem, set));
+    new.iter().for_each(|set| set::amend(&mut batch, Kind::NewSetElem, set));
     batch.end()
 }
 

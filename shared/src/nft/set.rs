@@ -70,14 +70,28 @@ pub(super) fn define(batch: &mut Batch, set: &Set, index: usize) {
         let [a, b, c, d] = (order as u32).to_ne_bytes();
         message.bytes(NFTA_SET_USERDATA, &[UDATA_KEY_BYTE_ORDER, 4, a, b, c, d]);
     });
+    change_elements(batch, Kind::NewSetElem, set, Some(id));
+}
+
+/// Adds elements to a set that is there, or takes them out of it.
+pub(super) fn amend(batch: &mut Batch, kind: Kind, set: &Set) {
+    change_elements(batch, kind, set, None);
+}
+
+/// `id` is the set's in this batch, where it is made by it.
+fn change_elements(batch: &mut Batch, kind: Kind, set: &Set, id: Option<u32>) {
+    let name = set.name.to_string();
     let elements = keys(&set.elements);
     let parts = elements.len().div_ceil(ELEMENTS_PER_MESSAGE);
+    let verb = if kind == Kind::DelSetElem { "take from" } else { "fill" };
     for (part, chunk) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
-        let label = format!("fill set inet {NFT_TABLE} {name} (part {} of {parts})", part + 1);
-        batch.message(Kind::NewSetElem, label, |message| {
+        let label = format!("{verb} set inet {NFT_TABLE} {name} (part {} of {parts})", part + 1);
+        batch.message(kind, label, |message| {
             message.string(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE);
             message.string(NFTA_SET_ELEM_LIST_SET, &name);
-            message.u32(NFTA_SET_ELEM_LIST_SET_ID, id);
+            if let Some(id) = id {
+                message.u32(NFTA_SET_ELEM_LIST_SET_ID, id);
+            }
             message.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
                 for (key, note) in chunk {
                     element(list, key, note);

@@ -1,7 +1,7 @@
 //! Ops, and a look at what they made of the namespace, with nobody in between.
 
 use super::{Means, carry_out, observation, observed_rules, ruleset};
-use crate::kernel::{KernelError, Observation};
+use crate::kernel::{Fingerprint, KernelError, Observation};
 use sluice_shared::op::KernelOp;
 use std::io;
 
@@ -38,6 +38,25 @@ pub(super) fn apply(ops: &[KernelOp], means: Means<'_>) -> Result<Observation, K
              CAP_NET_ADMIN?"
         ),
     })
+}
+
+/// Carries out `ops`, one transaction at most, where our rules are `before`, and gives what they alone have made of them.
+pub(super) fn amend(
+    before: Fingerprint,
+    ops: &[KernelOp],
+    means: Means<'_>,
+) -> Result<Option<Fingerprint>, KernelError> {
+    let found = observed_rules()?;
+    if found.rules != Some(before) {
+        return Ok(None);
+    }
+    if ops.is_empty() {
+        return Ok(Some(before));
+    }
+    carry_out(ops, means)?;
+    let made = observed_rules()?;
+    let alone = found.commits.map(next) == made.commits && made.commits.is_some();
+    Ok(made.rules.filter(|_| alone))
 }
 
 /// The generation after this one: the kernel leaves 0 out (`nf_tables_commit`).

@@ -140,6 +140,11 @@ impl Kernel for LinuxKernel {
         self.namespaces.enter_host(|| carry_out(ops, means))
     }
 
+    fn amend_host(&self, before: Fingerprint, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {
+        let means = self.means_for(ops)?;
+        self.namespaces.enter_host(|| apply::amend(before, ops, means))
+    }
+
     fn observe(&self, netns: &Netns) -> Result<Observation, KernelError> {
         self.namespaces.enter_pod(netns, || observation(observed_rules()?))
     }
