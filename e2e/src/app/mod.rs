@@ -17,3 +17,6 @@ pub mod health;
 pub mod http;
 pub mod server;
 pub mod totals;
+
+#[cfg(test)]
+mod tests;
