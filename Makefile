@@ -64,6 +64,12 @@ test: setup check build namespaces ## check, and everything in network namespace
 namespaces: build ## Only the tests in network namespaces (needs root)
 	cargo test --workspace --exclude sluice-shared --test '*' --no-fail-fast
 
+.PHONY: install-test
+install-test: plugin ## The installer against power cuts and everybody else who writes there; target/reports/install.json (needs root)
+	cargo build -p sluice-install
+	cargo test -p sluice-install
+	cargo test -p sluice-e2e --test install
+
 .PHONY: demo
 demo: setup build ## Show pods, ztunnel and packets on this machine, and write target/reports/demo.json (needs root)
 	$(SLUICE_BIN_DIR)/sluice-lab demo

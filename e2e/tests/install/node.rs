@@ -1,0 +1,315 @@
+//! A node as far as the installer sees one: directories, an agent that answers STATUS, and the real `sluice-install`.
+
+use crate::libcni::{Libcni, Network, load};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, listen, recv,
+    send, shutdown, socket,
+};
+use nix::unistd::Pid;
+use sluice_e2e::lab::process::binary;
+use sluice_shared::conflist;
+use sluice_shared::install::Installation;
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The promise: our entry is there within this time of the last writer.
+pub const CONVERGED: Duration = Duration::from_secs(1);
+/// What a busy machine may add to it.
+pub const LOADED: Duration = Duration::from_secs(2);
+/// Far more than anything may take.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node in a directory of its own.
+pub struct Node {
+    pub dir: PathBuf,
+    installer: Option<Child>,
+    agent: Option<Agent>,
+    options: Vec<String>,
+}
+
+/// An agent that serves.
+struct Agent {
+    listener: i32,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Names, modes and contents of a directory and those below it; a directory has no content.
+pub type Snapshot = BTreeMap<PathBuf, (u32, Option<Vec<u8>>)>;
+
+impl Node {
+    /// A node with these files in its configuration directory, and an agent.
+    pub fn new(parent: &Path, name: &str, files: &[(&str, &str, u32)]) -> Result<Self> {
+        let dir = parent.join(name);
+        for sub in ["conf", "bin", "state", "run"] {
+            fs::create_dir_all(dir.join(sub))?;
+        }
+        let mut node = Self { dir, installer: None, agent: None, options: Vec::new() };
+        for plugin in
+            ["ptp", "portmap", "bridge", "ovn-k8s-cni-overlay", "cilium-cni", "linkerd-cni", "multus"]
+        {
+            node.write(&format!("bin/{plugin}"), "#!", 0o755)?;
+        }
+        for (name, text, mode) in files {
+            node.write(&format!("conf/{name}"), text, *mode)?;
+        }
+        node.write("conf/calico-kubeconfig", "no configuration of a network\n", 0o600)?;
+        node.serve()?;
+        Ok(node)
+    }
+
+    /// With more options for the installer.
+    pub fn options(mut self, options: &[&str]) -> Self {
+        self.options.extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    pub fn conf(&self) -> PathBuf {
+        self.dir.join("conf")
+    }
+
+    fn write(&self, path: &str, text: &str, mode: u32) -> Result<()> {
+        let path = self.dir.join(path);
+        fs::write(&path, text)?;
+        Ok(fs::set_permissions(&path, Permissions::from_mode(mode))?)
+    }
+
+    /// The agent begins to serve.
+    pub fn serve(&mut self) -> Result<()> {
+        self.agent = Some(Agent::start(&self.dir.join("agent.sock"))?);
+        Ok(())
+    }
+
+    /// The agent ends.
+    pub fn end_agent(&mut self) -> Result<()> {
+        self.agent = None;
+        Ok(fs::remove_file(self.dir.join("agent.sock"))?)
+    }
+
+    /// The real program, not yet started.
+    pub fn command(&self, verb: &str, options: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary("sluice-install")?);
+        command.arg(verb).args(options);
+        for (variable, sub) in [
+            ("SLUICE_CONF_DIR", "conf"),
+            ("SLUICE_BIN_DIR", "bin"),
+            ("SLUICE_HOST_STATE_DIR", "state"),
+            ("SLUICE_RUN_DIR", "run"),
+            ("SLUICE_CNI_CACHE", "cache"),
+            ("SLUICE_AGENT_SOCKET", "agent.sock"),
+        ] {
+            command.env(variable, self.dir.join(sub));
+        }
+        command.env("SLUICE_PLUGIN", binary("sluice-cni")?).stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Starts `sluice-install run`.
+    pub fn start(&mut self) -> Result<()> {
+        let options: Vec<_> = self.options.iter().map(String::as_str).collect();
+        let log = File::options().create(true).append(true).open(self.dir.join("install.log"))?;
+        let child = self.command("run", &options)?.stderr(log).spawn().context("start sluice-install")?;
+        self.installer = Some(child);
+        Ok(())
+    }
+
+    /// Starts it and waits until we are in the chain.
+    pub fn start_chained(&mut self, libcni: Libcni) -> Result<()> {
+        self.start()?;
+        self.until("our entry is in the chain", PATIENCE, |node| node.once(libcni))?;
+        // Later checks are about what happens from here on.
+        std::thread::sleep(Duration::from_millis(100));
+        Ok(())
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.installer.as_ref().context("no installer runs")?;
+        Ok(kill(Pid::from_raw(i32::try_from(child.id())?), signal)?)
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.signal(signal)?;
+        let mut child = self.installer.take().context("no installer runs")?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                child.kill()?;
+                bail!("the installer did not end after {signal}; {}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Runs a command of the program to its end.
+    pub fn run(&self, verb: &str, options: &[&str]) -> Result<Output> {
+        self.command(verb, options)?.output().context("run sluice-install")
+    }
+
+    /// Removes everything, by the command.
+    pub fn remove(&self) -> Result<()> {
+        let output = self.run("remove", &[])?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success(), "sluice-install remove failed: {said}; {}", self.log());
+        Ok(())
+    }
+
+    /// What the installer has written down.
+    pub fn state(&self) -> Result<Installation> {
+        let bytes = fs::read(self.dir.join("run/install.json")).context("read install.json")?;
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// The plugins of a pod.
+    pub fn network(&self, libcni: Libcni) -> Result<Network> {
+        load(&self.conf(), &self.dir.join("bin"), libcni)
+    }
+
+    /// Fails unless pods start with us in the chain once.
+    pub fn once(&self, libcni: Libcni) -> Result<()> {
+        let network = self.network(libcni)?;
+        ensure!(network.ours() == 1, "we are in the chain {} times: {network:?}", network.ours());
+        Ok(())
+    }
+
+    /// Fails unless the file says what its owner wrote, but for our entry.
+    pub fn is_theirs(&self, name: &str, theirs: &str) -> Result<()> {
+        let text = fs::read_to_string(self.conf().join(name))?;
+        let without = conflist::remove(&text).with_context(|| format!("{name}: {text}"))?;
+        ensure!(without == theirs, "{name} is not what its owner wrote last:\n{without}\n{theirs}");
+        Ok(())
+    }
+
+    /// The same for a file that may be the configuration of a single plugin, which is never touched.
+    pub fn is_theirs_or_untouched(&self, name: &str, theirs: &str) -> Result<()> {
+        match fs::read_to_string(self.conf().join(name))? {
+            text if text == theirs => Ok(()),
+            _ => self.is_theirs(name, theirs),
+        }
+    }
+
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let mut found = Snapshot::new();
+        collect(&self.conf(), &mut found)?;
+        Ok(found)
+    }
+
+    /// Fails unless the configuration directory is as it was.
+    pub fn is_as(&self, before: &Snapshot) -> Result<()> {
+        let now = self.snapshot()?;
+        let odd: Vec<_> = before
+            .keys()
+            .chain(now.keys())
+            .filter(|path| before.get(*path) != now.get(*path))
+            .map(|path| {
+                let text = |found: Option<&(u32, Option<Vec<u8>>)>| {
+                    found.map(|(mode, bytes)| {
+                        (
+                            format!("{mode:o}"),
+                            bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+                        )
+                    })
+                };
+                format!("{}: was {:?}, is {:?}", path.display(), text(before.get(path)), text(now.get(path)))
+            })
+            .collect();
+        ensure!(odd.is_empty(), "the directory is not as it was: {}; {}", odd.join("; "), self.log());
+        Ok(())
+    }
+
+    /// Waits until something holds; gives how long it took.
+    pub fn until(
+        &self,
+        what: &str,
+        patience: Duration,
+        look: impl Fn(&Self) -> Result<()>,
+    ) -> Result<Duration> {
+        let began = Instant::now();
+        loop {
+            match look(self) {
+                Ok(()) => return Ok(began.elapsed()),
+                Err(why) if began.elapsed() > patience => {
+                    return Err(why.context(format!("not within {patience:?}: {what}; {}", self.log())));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Waits until we are in the chain again; fails when it took longer than promised.
+    pub fn converges(&self, libcni: Libcni) -> Result<Duration> {
+        self.until("our entry is back in the chain", CONVERGED + LOADED, |node| node.once(libcni))
+    }
+
+    /// The end of the installer's log.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.join("install.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        format!("the installer said last: {}", lines[lines.len().saturating_sub(6)..].join(" | "))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.installer.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Agent {
+    fn start(path: &Path) -> Result<Self> {
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        listen(&listener, Backlog::new(8)?)?;
+        let raw = listener.as_raw_fd();
+        let thread = std::thread::spawn(move || serve(&listener));
+        Ok(Self { listener: raw, thread: Some(thread) })
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Wakes accept(2).
+        let _ = shutdown(self.listener, Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(listener: &OwnedFd) {
+    let mut question = vec![0; 65536];
+    while let Ok(connection) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
+        if recv(connection, &mut question, MsgFlags::empty()).is_ok_and(|length| length > 0) {
+            let _ = send(connection, br#"{"result":"ok","outcome":"serving"}"#, MsgFlags::MSG_NOSIGNAL);
+        }
+        let _ = nix::unistd::close(connection);
+    }
+}
+
+fn collect(dir: &Path, found: &mut Snapshot) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        let mode = metadata.permissions().mode() & 0o7777;
+        if metadata.is_dir() {
+            found.insert(path.clone(), (mode, None));
+            collect(&path, found)?;
+        } else if let Ok(bytes) = fs::read(&path) {
+            found.insert(path, (mode, Some(bytes)));
+        }
+    }
+    Ok(())
+}
