@@ -2,7 +2,7 @@
 
 use crate::binary::Binary;
 use crate::directory::{apply, look};
-use crate::disk::Disk;
+use crate::disk::{Disk, Stamp};
 use crate::notes::{Clock, Notes};
 use crate::options::{Paths, Wanted};
 use crate::write::Change;
@@ -26,8 +26,12 @@ pub struct Keeper<'a, D> {
     binary: Binary,
     clock: Clock,
     pace: Pace,
-    /// The directory as we last saw it or left it.
-    left: Option<Directory>,
+    /// The directory as we last saw it or left it, and its files' stamps: also who writes the same again has written.
+    left: Option<(Directory, Vec<Stamp>)>,
+    /// What we wrote last.
+    last: Vec<Step>,
+    /// Why our last write failed.
+    failure: Option<String>,
     /// Whether our entry was in the chain then.
     was_chained: bool,
     /// Whether an entry may be added: the agent has served here.
@@ -65,6 +69,8 @@ impl<'a, D: Disk> Keeper<'a, D> {
             entry: wanted.entry.entry(),
             pace: Pace::default(),
             left: None,
+            last: Vec::new(),
+            failure: None,
             was_chained: false,
             settled: false,
             said: None,
@@ -114,17 +120,23 @@ impl<'a, D: Disk> Keeper<'a, D> {
         let Plan { steps, outcome } = self.decide(&directory, serves);
         self.settled = steps.is_empty();
         if self.settled {
-            self.pace.satisfied();
+            self.failure = None;
+            if outcome.is_ok() {
+                self.pace.satisfied();
+            }
             let (state, message) = self.reached(outcome);
             return Ok((state, message, LOOK));
         }
-        let earliest = self.pace.earliest();
+        let earliest = self.pace.earliest(steps == self.last);
         // What must not outlive the primary's file goes at once.
         let urgent = steps.iter().all(|step| matches!(step, Step::RemoveOwned { .. }));
         if now < earliest && !urgent {
-            let wait = earliest - now;
+            let wait = (earliest - now).min(LOOK);
+            if let Some(failure) = &self.failure {
+                return Ok((State::Blocked, failure.clone(), wait));
+            }
             let message = outcome.map_or_else(|why| why, |to| format!("{} is about to be written", to.file));
-            return Ok((State::Waiting, message, wait.min(LOOK)));
+            return Ok((State::Waiting, message, wait));
         }
         self.write(&directory, &steps, &outcome, now)?;
         let (state, message) = self.reached(outcome);
@@ -174,29 +186,46 @@ impl<'a, D: Disk> Keeper<'a, D> {
             // Without the note a restart waits for the agent first, which is no reason not to go on.
             eprintln!("cannot write {}: {e}", self.paths.chaining().display());
         }
-        self.pace.wrote(now);
         let repaired = outcome.is_ok() && self.state.writes > 0 && !directory.has_us();
-        for step in steps {
+        for (number, step) in steps.iter().enumerate() {
             match apply(self.notes.disk, dir, step) {
                 Ok(Change::Made) => self.state.writes += 1,
                 Ok(Change::Overtaken) => {
+                    if number > 0 {
+                        self.pace.wrote(now, false);
+                    }
+                    self.pace.overtaken(now);
                     self.left = None;
-                    self.pace.changed(now);
                     return Ok(());
                 }
-                Err(e) => return Err(format!("cannot write to {}: {e}", dir.display())),
+                Err(e) => {
+                    self.pace.wrote(now, steps == self.last);
+                    let failure = format!("cannot write to {}: {e}", dir.display());
+                    self.failure = Some(failure.clone());
+                    return Err(failure);
+                }
             }
         }
+        self.pace.wrote(now, steps == self.last);
+        self.failure = None;
+        self.last = steps.to_vec();
         let after = directory.after(steps);
         self.state.repairs += u64::from(repaired);
         self.was_chained = after.has_us();
-        self.left = Some(after);
+        let stamps = self.stamps(&after);
+        self.left = Some((after, stamps));
         Ok(())
+    }
+
+    fn stamps(&self, directory: &Directory) -> Vec<Stamp> {
+        let files = directory.files.iter();
+        files.filter_map(|file| self.notes.disk.stamp(&self.paths.conf_dir.join(&file.name)).ok()).collect()
     }
 
     /// Compares with what we left.
     fn notice(&mut self, directory: &Directory, now: Duration) {
-        if self.left.as_ref() == Some(directory) {
+        let found = Some((directory.clone(), self.stamps(directory)));
+        if self.left == found {
             return;
         }
         self.pace.changed(now);
@@ -204,7 +233,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             self.pace.undone(now);
         }
         self.was_chained = directory.has_us();
-        self.left = Some(directory.clone());
+        self.left = found;
     }
 
     /// With the plugin gone, and no way to put it back, our entry would keep every pod from starting.
@@ -214,7 +243,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             return format!("{path} is an old one and cannot be replaced: {e}");
         }
         let steps = leave(directory);
-        if steps.is_empty() || now < self.pace.earliest() {
+        if steps.is_empty() || now < self.pace.earliest(false) {
             return format!("{path} cannot be written: {e}");
         }
         match self.write(directory, &steps, &Err(String::new()), now) {
@@ -263,7 +292,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
     }
 
     fn fought(&self, fight: &sluice_shared::conflist::Fight) -> Fought {
-        let directory = self.left.clone().unwrap_or_default();
+        let directory = self.left.clone().unwrap_or_default().0;
         let types = match directory.primary() {
             Primary::Found(primary) => primary.types,
             _ => Vec::new(),

@@ -37,8 +37,11 @@ pub fn remove(
         Leftover::Remove => true,
         Leftover::Auto => !is_cached(disk, cni_cache),
     };
+    if !goes {
+        eprintln!("{} stays: pods' cached attachments may name it", binary.display());
+        return Ok(());
+    }
     match disk.remove(&binary) {
-        _ if !goes => eprintln!("{} stays: pods' cached attachments may name it", binary.display()),
         Err(e) if e.kind() != ErrorKind::NotFound => {
             // Without an entry nobody runs it.
             eprintln!("{} cannot be removed: {e}; it does no harm", binary.display());

@@ -100,13 +100,12 @@ fn against_cilium(parent: &Path, name: &str, options: &[&str]) -> Result<String>
     let cilium = exclusive(node.conf());
     let began = Instant::now();
     node.start()?;
-    let state = node.until("the fight is named", PATIENCE, |node| {
+    node.until("the fight is named", PATIENCE, |node| {
         let state = node.state()?;
         let fight = state.fight.as_ref().context("no fight")?;
         ensure!(fight.suspect.contains("cni.exclusive"), "{fight:?}");
         Ok(())
-    });
-    state?;
+    })?;
     std::thread::sleep(Duration::from_secs(10).saturating_sub(began.elapsed()));
     let (fought, seconds) = (node.state()?, began.elapsed().as_secs_f64());
     // Each write of ours is one or two operations: a parked list of ours goes as well.

@@ -2,7 +2,7 @@
 //! answers each of our writes with one of its own.
 //!
 //! A program that writes of its own accord, however often, is not answered less often for it: what counts as a fight
-//! is a directory that changes right after our write and then rests until the next one.
+//! is a directory that goes back to what it was right after our write, and then rests until the next one.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,6 +13,8 @@ const REST: Duration = Duration::from_millis(40);
 const NO_REST: Duration = Duration::from_millis(250);
 /// The least time between two of our writes.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// How long a change is left alone that came in between our look and our write.
+const OVERTAKEN: Duration = Duration::from_millis(200);
 /// A change that comes within this time of our write may be the answer to it.
 const ANSWER: Duration = Duration::from_millis(500);
 /// So many answers in a row are taken for chance.
@@ -30,6 +32,8 @@ pub struct Pace {
     wrote: Option<Duration>,
     /// The first and the last change by others since we last looked satisfied.
     changed: Option<(Duration, Duration)>,
+    /// Until when somebody who came in between is left alone.
+    left_alone: Duration,
     answered: u32,
     undone: VecDeque<Duration>,
 }
@@ -65,17 +69,24 @@ impl Pace {
         }
     }
 
-    /// When we may write, at the earliest.
-    #[must_use]
-    pub fn earliest(&self) -> Duration {
-        let rested = self.changed.map_or(Duration::ZERO, |(first, last)| (last + REST).min(first + NO_REST));
-        let paced = self.wrote.map_or(Duration::ZERO, |wrote| wrote + self.between());
-        rested.max(paced)
+    /// Somebody else wrote between our look and our write, of which nothing is left.
+    pub fn overtaken(&mut self, now: Duration) {
+        self.left_alone = now + OVERTAKEN;
+        self.changed(now);
     }
 
-    /// We wrote, or tried to.
-    pub fn wrote(&mut self, now: Duration) {
-        self.answered = if self.was_answered() { self.answered.saturating_add(1) } else { 0 };
+    /// When we may write, at the earliest. `again` is whether it is what we wrote last: somebody has undone it.
+    #[must_use]
+    pub fn earliest(&self, again: bool) -> Duration {
+        let rested = self.changed.map_or(Duration::ZERO, |(first, last)| (last + REST).min(first + NO_REST));
+        let between = if again { self.between() } else { BETWEEN };
+        let paced = self.wrote.map_or(Duration::ZERO, |wrote| wrote + between);
+        rested.max(paced).max(self.left_alone)
+    }
+
+    /// We wrote, or failed to. `again` is as in [`Pace::earliest`].
+    pub fn wrote(&mut self, now: Duration, again: bool) {
+        self.answered = if again && self.was_answered() { self.answered.saturating_add(1) } else { 0 };
         self.wrote = Some(now);
         self.changed = None;
     }
@@ -122,11 +133,11 @@ mod tests {
     #[test]
     fn the_first_write_waits_for_rest_only() {
         let mut pace = Pace::default();
-        assert_eq!(pace.earliest(), ms(0));
+        assert_eq!(pace.earliest(false), ms(0));
         pace.changed(ms(100));
-        assert_eq!(pace.earliest(), ms(140));
+        assert_eq!(pace.earliest(false), ms(140));
         (0..20).for_each(|n| pace.changed(ms(100 + 20 * n)));
-        assert_eq!(pace.earliest(), ms(350), "a directory that never rests is not waited for");
+        assert_eq!(pace.earliest(false), ms(350), "a directory that never rests is not waited for");
     }
 
     /// Runs an opponent for `seconds` in steps of 10 ms; gives the times of our writes. The opponent is told when we
@@ -141,8 +152,8 @@ mod tests {
                 ours = false;
                 pace.changed(ms(now));
             }
-            if !ours && pace.earliest() <= ms(now) {
-                pace.wrote(ms(now));
+            if !ours && pace.earliest(true) <= ms(now) {
+                pace.wrote(ms(now), true);
                 writes.push(now);
                 ours = true;
             }
@@ -167,6 +178,24 @@ mod tests {
         assert!((14_980..15_980).contains(&last), "{writes:?}");
         assert!(pace.fight(ms(20_000)).is_some_and(|fight| fight.times >= 10));
         assert!(pace.fight(ms(200_000)).is_none(), "it is over");
+    }
+
+    #[test]
+    fn who_writes_something_new_each_time_is_no_opponent() {
+        let mut pace = Pace::default();
+        for second in (0..20).map(|second| 1000 * second) {
+            assert!(pace.earliest(false) <= ms(second));
+            pace.wrote(ms(second), false);
+            pace.changed(ms(second + 20));
+        }
+    }
+
+    #[test]
+    fn who_came_in_between_is_left_alone_for_a_moment() {
+        let mut pace = Pace::default();
+        pace.changed(ms(0));
+        pace.overtaken(ms(500));
+        assert_eq!(pace.earliest(false), ms(700));
     }
 
     #[test]
