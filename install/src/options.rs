@@ -29,7 +29,7 @@ pub struct Paths {
 #[derive(Args, Clone, Debug)]
 pub struct Wanted {
     /// The plugin to put onto the node
-    #[arg(long, env = "SLUICE_PLUGIN", value_name = "FILE", default_value = "/sluice-cni")]
+    #[arg(long, env = "SLUICE_PLUGIN", value_name = "FILE", default_value = "/usr/local/bin/sluice-cni")]
     pub plugin: PathBuf,
     /// How to get into the chain: auto, drop-in, in-place or owned
     #[arg(long, env = "SLUICE_WAY", value_name = "WAY", default_value = "auto", value_parser = way)]

@@ -67,7 +67,14 @@ impl Node {
     }
 
     pub fn on(disk: Simulated, options: &[&str]) -> Self {
-        let line = ["x", "--conf-dir=/conf", "--bin-dir=/bin", "--host-state-dir=/state", "--run-dir=/run"];
+        let line = [
+            "x",
+            "--plugin=/sluice-cni",
+            "--conf-dir=/conf",
+            "--bin-dir=/bin",
+            "--host-state-dir=/state",
+            "--run-dir=/run",
+        ];
         let Line { paths, wanted } = Line::parse_from(line.iter().chain(options));
         Self { disk, paths, wanted }
     }
