@@ -35,10 +35,13 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
     report.step("the agent is installed as a DaemonSet, with ztunnel beside it");
     let began = SystemTime::now();
     let installed = stage.install();
-    report.check("the agent runs as a DaemonSet on every node, and is Ready", || {
+    let there = report.check("the agent runs as a DaemonSet on every node, and is Ready", || {
         installed?;
         Ok(stage.cluster().nodes().iter().map(|node| node.name().to_owned()).collect::<Vec<_>>().join(", "))
     });
+    if !there {
+        return;
+    }
     let adopted = super::until_all(stage, NAMESPACE, PODS, Pod::hbone);
     report.check("pods that ran before the agent are captured without a restart", || {
         let pods = adopted.as_ref().map_err(|why| anyhow!("{why:#}"))?;
