@@ -7,9 +7,9 @@
 use super::watch::seen::{Pod, Service};
 use super::watch::{Seen, Watch};
 use crate::lab::xds::{Mesh, hostname};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -71,10 +71,9 @@ impl Drop for Istiod {
 fn tell(mesh: &Mesh, files: &[PathBuf]) -> Result<()> {
     let text = mesh.text()?;
     for file in files {
-        // A node that is down has no directory for it; ztunnel is not there either.
-        if file.parent().is_some_and(Path::is_dir)
-            && std::fs::read_to_string(file).ok().as_ref() != Some(&text)
-        {
+        if std::fs::read_to_string(file).ok().as_ref() != Some(&text) {
+            let dir = file.parent().context("a file without a directory")?;
+            std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
             crate::lab::write_whole(file, &text)?;
         }
     }

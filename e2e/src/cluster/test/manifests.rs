@@ -4,6 +4,8 @@ use crate::cluster::programs::target_dir;
 use crate::cluster::watch::Seen;
 use crate::cluster::watch::seen::Pod;
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use sluice_shared::contract::{LABEL_DATAPLANE_MODE, MODE_AMBIENT, MODE_NONE};
 use std::path::PathBuf;
 
 /// The namespace of the agent's DaemonSet, and its name.
@@ -13,12 +15,35 @@ pub const ZTUNNEL: (&str, &str) = ("istio-system", "ztunnel");
 /// Where the stand-in for ztunnel reads what istiod would tell it, on each node.
 pub const WORKLOADS_FILE: &str = "/etc/ztunnel/workloads.yaml";
 
-/// Sluice: everything in `install/manifests`.
+/// A label that the tests' configuration of the agent takes for the mesh, beside Istio's.
+pub const SELECTOR: (&str, &str) = ("mesh.example.org/take", "yes");
+
+/// Sluice: everything in `install/manifests`, with one more selector in the agent's configuration.
 ///
 /// # Errors
 /// When it cannot be read.
 pub fn sluice() -> Result<Vec<String>> {
-    all("install/manifests")
+    let mut manifests = all("install/manifests")?;
+    let config = manifests.iter_mut().find(|manifest| manifest.contains("kind: ConfigMap"));
+    let config = config.context("install/manifests has no ConfigMap")?;
+    *config = with_selector(config)?;
+    Ok(manifests)
+}
+
+/// The ConfigMap with Istio's selectors spelled out, and [`SELECTOR`] after them.
+fn with_selector(config_map: &str) -> Result<String> {
+    let ambient = json!({"matchLabels": {LABEL_DATAPLANE_MODE: MODE_AMBIENT}});
+    let not_opted_out = json!({"matchExpressions": [{"key": LABEL_DATAPLANE_MODE, "operator": "NotIn", "values": [MODE_NONE]}]});
+    let selectors = json!([
+        {"podSelector": ambient},
+        {"namespaceSelector": ambient, "podSelector": not_opted_out},
+        {"podSelector": {"matchLabels": {SELECTOR.0: SELECTOR.1}}},
+    ]);
+    let mut config_map: Value = serde_norway::from_str(config_map).context("read the ConfigMap")?;
+    let file = config_map.pointer_mut("/data/agent.yaml").context("the ConfigMap has no agent.yaml")?;
+    let text = file.as_str().context("agent.yaml is no text")?;
+    *file = json!(format!("{text}\nenablementSelectors: {selectors}\n"));
+    Ok(config_map.to_string())
 }
 
 /// What the tests add: everything in `e2e/cluster/manifests`.
@@ -59,4 +84,21 @@ pub fn on_node(seen: &Seen, daemon_set: (&str, &str), node: &str) -> Result<Pod>
     let mut here = of_daemon_set(seen, daemon_set);
     here.retain(|pod| pod.node == node && !pod.deleting);
     here.pop().with_context(|| format!("{} has no pod on {node}", daemon_set.1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn the_configuration_keeps_what_it_says_and_gets_one_selector_more() {
+        let manifests = sluice().unwrap();
+        let config = manifests.iter().find(|manifest| manifest.contains("ConfigMap")).unwrap();
+        let config: Value = serde_json::from_str(config).unwrap();
+        let text = config["data"]["agent.yaml"].as_str().unwrap();
+        let keys: BTreeMap<String, Value> = serde_norway::from_str(text).unwrap();
+        assert_eq!(keys["source"], "kubernetes");
+        assert_eq!(keys["enablementSelectors"].as_array().unwrap().len(), 3);
+    }
 }

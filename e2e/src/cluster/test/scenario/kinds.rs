@@ -1,6 +1,7 @@
 //! Pods that the mesh leaves alone, and pods that it takes for reasons of their own.
 
 use crate::cluster::test::demo::{self, OUTSIDE, PLAIN};
+use crate::cluster::test::manifests::SELECTOR;
 use crate::cluster::test::shapes::{Shape, namespace};
 use crate::cluster::test::stage::Stage;
 use crate::lab::report::Report;
@@ -60,7 +61,7 @@ const KINDS: [Kind; 6] = [
         namespace: UNLABELLED,
         name: "selected",
         captured: true,
-        change: |shape| shape.label(super::SELECTOR.0, super::SELECTOR.1),
+        change: |shape| shape.label(SELECTOR.0, SELECTOR.1),
     },
 ];
 

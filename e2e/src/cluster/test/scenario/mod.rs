@@ -22,10 +22,8 @@ use serde_json::Value;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A label that the test's configuration of the agent takes for the mesh, beside istio's.
-pub const SELECTOR: (&str, &str) = ("mesh.example.org/take", "yes");
 /// The container of ztunnel's pod.
-const ZTUNNEL: &str = "ztunnel";
+const ZTUNNEL: &str = "istio-proxy";
 /// The container of the agent's pod, and its program.
 const AGENT: &str = "agent";
 
