@@ -77,7 +77,7 @@ pub fn agent(stage: &mut Stage, report: &mut Report) {
     });
     report.check("with no agent and after it: no uncaptured SYN", || {
         stage.until_captured(DEMO, &PODS, true)?;
-        stage.judge(wire)?.must_hold()
+        stage.judge(wire)?.must_hold_under_load()
     });
     report.check("both go", || {
         stage.kubectl(&[

@@ -120,7 +120,7 @@ fn through(stage: &Stage, report: &mut Report, what: &str, fault: impl FnOnce(&S
     report.check(&format!("{what}: new connections go through ztunnel"), || demo::until_paths(stage, true));
     report.check(&format!("{what}: open connections are kept, no new one fails"), || before?.unharmed(stage));
     report.check(&format!("{what}: no pod is restarted"), || must_not_restart(stage, DEMO, &PODS));
-    report.check(&format!("{what}: no uncaptured SYN"), || stage.judge(wire)?.must_hold());
+    report.check(&format!("{what}: no uncaptured SYN"), || stage.judge(wire)?.must_hold_under_load());
 }
 
 /// A new client of the mesh comes up and is captured, and goes again.

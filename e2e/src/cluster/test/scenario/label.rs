@@ -19,8 +19,10 @@ pub fn join_and_leave(stage: &mut Stage, report: &mut Report) {
 
 fn join(stage: &Stage, report: &mut Report) {
     report.step("kubectl label namespace demo istio.io/dataplane-mode=ambient, under load");
+    let prepared = demo::set(stage);
+    let everywhere = stage.listen();
     let seen = || -> Result<(Counted, Packets)> {
-        demo::set(stage)?;
+        prepared?;
         let wire = Capture::start(stage.cluster().fabric(), stage.node(1)?.link(), stage.captures())?;
         let before = demo::counted(stage)?;
         demo::label(stage, DEMO, true)?;
@@ -40,10 +42,10 @@ fn join(stage: &Stage, report: &mut Report) {
         ensure!(tls > 0 && tls == all, "{tls} of {all} connections to {PORT_HBONE} began as TLS");
         Ok(format!("{tls} connections to {PORT_HBONE} on node1's link, all TLS"))
     });
-    let wire = stage.listen();
-    let paths = demo::until_paths(stage, true);
-    report.check("joining: every new connection goes through ztunnel", || paths);
-    report.check("joining: no uncaptured SYN of a pod of the mesh", || stage.judge(wire)?.must_hold());
+    report.check("joining: every new connection goes through ztunnel", || demo::until_paths(stage, true));
+    report.check("joining: no uncaptured SYN of a pod of the mesh", || {
+        stage.judge(everywhere)?.must_hold_under_load()
+    });
     report.check("joining: a client outside still reaches them, and is not captured itself", || {
         let outsider = stage.pod(OUTSIDE, OUTSIDER)?;
         ensure!(outsider.redirection.is_none(), "its annotation says {:?}", outsider.redirection);
