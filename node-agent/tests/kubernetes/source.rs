@@ -300,6 +300,22 @@ async fn two_pods_cannot_go_by_one_uid() {
 }
 
 #[tokio::test]
+async fn over_tls_one_connection_carries_everything_and_a_dead_one_is_found_out() {
+    let api = shop().await;
+    let wire = api.over_tls().await;
+    let mut source = Followed::new(api).await;
+    source.expect_start(&START).await;
+    source.api.apply(pod("shop/d", "u-d"));
+    source.expect(&["+u-d"]).await;
+    // Both watches may have begun to connect at the same moment.
+    assert!(wire.connections() <= 2, "{}", wire.connections());
+    wire.freeze();
+    source.api.apply(pod("shop/e", "u-e"));
+    source.expect(&["+u-e"]).await;
+    source.expect_no_problem().await;
+}
+
+#[tokio::test]
 async fn the_source_ends_when_nobody_listens() {
     let source = Followed::new(shop().await).await;
     let mut problem = source.problem.clone();

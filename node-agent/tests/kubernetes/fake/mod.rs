@@ -5,6 +5,7 @@
 //! been compacted.
 
 mod serve;
+mod tls;
 
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
@@ -101,14 +102,19 @@ impl FakeApi {
         let address = listener.local_addr().unwrap();
         let serving = Some(tokio::spawn(serve::serve(listener, Arc::clone(&shared))));
         let dir = tempfile::tempdir().unwrap();
+        let api = Self { shared, address, serving, dir };
+        api.write_kubeconfig(&format!("{{server: 'http://{address}'}}"));
+        api
+    }
+
+    fn write_kubeconfig(&self, cluster: &str) {
         let kubeconfig = format!(
             "apiVersion: v1\nkind: Config\ncurrent-context: t\n\
              contexts: [{{name: t, context: {{cluster: t, user: t}}}}]\n\
              users: [{{name: t, user: {{token: secret}}}}]\n\
-             clusters: [{{name: t, cluster: {{server: 'http://{address}'}}}}]\n"
+             clusters: [{{name: t, cluster: {cluster}}}]\n"
         );
-        std::fs::write(dir.path().join("kubeconfig"), kubeconfig).unwrap();
-        Self { shared, address, serving, dir }
+        std::fs::write(self.kubeconfig(), kubeconfig).unwrap();
     }
 
     /// A client of this server, made as the agent makes its own.

@@ -31,7 +31,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
+pub async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
     let seen = Seen {
