@@ -46,6 +46,14 @@ fn with_selector(config_map: &str) -> Result<String> {
     Ok(config_map.to_string())
 }
 
+/// The policies that tie the agent's writes to its node: everything in `install/manifests/admission`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn admission() -> Result<Vec<String>> {
+    all("install/manifests/admission")
+}
+
 /// What the tests add: everything in `e2e/cluster/manifests`.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The scenarios, in the order in which they run: each leaves the cluster as the next needs it.
 
 mod absent;
+mod admission;
 mod crowd;
 mod faults;
 mod fresh;
@@ -42,8 +43,9 @@ const fn scenario(name: &'static str, run: fn(&mut Stage, &mut Report)) -> Scena
 }
 
 /// All of them.
-pub const ALL: [Scenario; 15] = [
+pub const ALL: [Scenario; 16] = [
     Scenario { name: "late-install", run: late::install, before_install: true },
+    scenario("admission", admission::policies),
     scenario("label", label::join_and_leave),
     scenario("fresh", fresh::first_packet),
     scenario("outside", kinds::outside),
