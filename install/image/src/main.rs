@@ -55,7 +55,8 @@ fn make(path: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     };
     let programs = spec.files.iter().map(read).collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let labels = arguments.label.iter().cloned().collect();
-    let image = Image::new(&spec, architecture, layer::pack(&programs, epoch)?, &labels, epoch)?;
+    let files = layer::pack(&programs, epoch)?;
+    let image = Image::new(&spec, architecture, &files, &labels, epoch)?;
     let bytes = archive::pack(&image, epoch)?;
     ensure!(
         bytes.len() as u64 <= spec.limit_bytes,
@@ -74,11 +75,12 @@ fn make(path: &Path, arguments: &Arguments) -> anyhow::Result<()> {
         archive::write_if_changed(&out.with_extension("cdx.json"), document.as_bytes())?;
     }
     println!(
-        "images: {}: {}, {} bytes (limit {}), {}{fresh}",
+        "images: {}: {}, {} bytes (limit {}), {} unpacked, {}{fresh}",
         out.display(),
         spec.names.join(", "),
         bytes.len(),
         spec.limit_bytes,
+        files.len(),
         image.digest
     );
     Ok(())

@@ -1,5 +1,6 @@
 //! Config, manifest and index, as the OCI image specification 1.1 has them, and what containerd adds.
 
+use crate::layer::compress;
 use crate::program::Architecture;
 use crate::spec::Spec;
 use serde::Serialize;
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// By which containerd names what it imports.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// By which everybody else does.
@@ -107,7 +108,7 @@ impl Blob {
     /// Names bytes.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        let digest = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex_digest(&bytes);
         Self { bytes, digest }
     }
 
@@ -127,19 +128,19 @@ impl Blob {
 }
 
 impl Image {
-    /// Puts an image together: `layer` is its file system, `labels` come on top of what the spec says, `epoch` (seconds
-    /// since 1970) is when it was made.
+    /// Puts an image together: `files` is its file system as a tar, `labels` come on top of what the spec says, `epoch`
+    /// (seconds since 1970) is when it was made.
     ///
     /// # Errors
     /// When JSON cannot be written.
     pub fn new(
         spec: &Spec,
         architecture: Architecture,
-        layer: Vec<u8>,
+        files: &[u8],
         labels: &BTreeMap<String, String>,
         epoch: u64,
     ) -> anyhow::Result<Self> {
-        let layer = Blob::new(layer);
+        let layer = Blob::new(compress(files)?);
         let platform = Platform { architecture: architecture.name(), os: "linux" };
         let labels = all_labels(spec, labels, epoch);
         let config = Blob::json(&Config {
@@ -151,7 +152,7 @@ impl Image {
                 entrypoint: &spec.entrypoint,
                 labels: &labels,
             },
-            rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{}", layer.digest)] },
+            rootfs: RootFs { kind: "layers", diff_ids: [format!("sha256:{}", hex_digest(files))] },
             history: [History { created: timestamp(epoch), created_by: "sluice-image" }],
         })?;
         let manifest = Blob::json(&Manifest {
@@ -171,6 +172,10 @@ impl Image {
         let digest = format!("sha256:{}", manifest.digest);
         Ok(Self { index, blobs: vec![manifest, config, layer], digest })
     }
+}
+
+fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The annotations of the OCI image specification, as labels too, since older tools read only those.

@@ -166,7 +166,8 @@ impl Package {
         });
         if let Some(license) = &self.license {
             // Old crates separate alternatives with a slash, which SPDX does not know.
-            out["licenses"] = json!([{"expression": license.replace('/', " OR ")}]);
+            let alternatives: Vec<_> = license.split('/').map(str::trim).collect();
+            out["licenses"] = json!([{"expression": alternatives.join(" OR ")}]);
         }
         if let Some(checksum) = &self.checksum {
             out["hashes"] = json!([{"alg": "SHA-256", "content": checksum}]);

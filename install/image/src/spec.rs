@@ -22,7 +22,7 @@ pub struct Spec {
     pub entrypoint: Vec<String>,
     /// Path in the image → name of the binary. Nothing else is in it.
     pub files: BTreeMap<String, String>,
-    /// How many bytes the archive may have.
+    /// How many bytes the archive may have: about what a node has to pull.
     pub limit_bytes: u64,
     /// The Cargo packages that the binaries are built from: what the SBOM is about. None for test images.
     #[serde(default)]

@@ -8,7 +8,7 @@ fn product() -> Spec {
 }
 
 fn image(spec: &Spec) -> Image {
-    Image::new(spec, Architecture::Amd64, Vec::new(), &BTreeMap::new(), 0).unwrap()
+    Image::new(spec, Architecture::Amd64, &[], &BTreeMap::new(), 0).unwrap()
 }
 
 fn of(packages: &[&str]) -> Value {
