@@ -95,6 +95,9 @@ pub enum AddError {
     /// Nobody was connected and ready before the deadline.
     #[error("no ztunnel is connected and ready (waited {} ms)", .0.as_millis())]
     NoZtunnel(Duration),
+    /// One is connected and ready, and other pods came first until the deadline: requests go one after the other.
+    #[error("ztunnel is busy with the pods before it (waited {} ms)", .0.as_millis())]
+    Busy(Duration),
     /// ztunnel refused. Not final: it retries by itself every 5 s, without telling.
     #[error("ztunnel refused the pod: {0}")]
     Refused(String),

@@ -137,6 +137,7 @@ impl Handle {
             Ok(Ok((_, Err(reason)))) => Err(AddError::Refused(reason)),
             Ok(Err(_)) => Err(AddError::Withdrawn),
             Err(_) if wait.shared.ledger().forget(ticket.id) => Err(AddError::NoAnswer(begun.elapsed())),
+            Err(_) if *self.any_ready().borrow() => Err(AddError::Busy(begun.elapsed())),
             Err(_) => Err(AddError::NoZtunnel(begun.elapsed())),
         }
     }
