@@ -261,8 +261,10 @@ async fn without_the_right_it_is_counted_said_and_healed_when_the_right_is_given
     pass(120.0).await;
     let refused = t.server.patches().len();
     assert!(refused < 60, "{refused} requests in two minutes");
-    let (ok, why) = t.sink.explain(&uid(0)).unwrap();
-    assert!(!ok && why.contains("cannot patch resource"), "{why}");
+    // Not every pod has been tried: while the server refuses, one is enough to ask with.
+    let said: Vec<_> = (0..20).filter_map(|n| t.sink.explain(&uid(n))).collect();
+    assert!(said.iter().all(|(ok, _)| !ok), "{said:?}");
+    assert!(said.iter().any(|(_, why)| why.contains("cannot patch resource")), "{said:?}");
     t.server.becomes(None);
     pass(90.0).await;
     assert_eq!(t.sink.owed(), 0);
