@@ -1,5 +1,6 @@
 //! `sluice-app client`
 
+use crate::Ending;
 use clap::Args;
 use serde_json::json;
 use sluice_e2e::app::client::{Client, Plan, say};
@@ -37,7 +38,7 @@ pub struct Load {
 
 impl Load {
     /// Runs until SIGTERM.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, ending: &mut Ending) -> anyhow::Result<()> {
         let client = Client::new(Plan {
             targets: self.to,
             live: self.live,
@@ -56,7 +57,7 @@ impl Load {
         tokio::pin!(running);
         tokio::select! {
             () = &mut running => {}
-            ended = crate::told_to_end() => ended?,
+            () = ending.told() => {}
         }
         stop.send_replace(true);
         running.await;

@@ -7,7 +7,7 @@ mod serve;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Serves, asks and counts.
 #[derive(Parser)]
@@ -34,31 +34,44 @@ enum What {
     },
 }
 
+/// SIGTERM and SIGINT, taken from the very beginning: as a container's first process nobody else would take them.
+pub struct Ending {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
+    let mut ending = Ending::listen()?;
     match Arguments::parse().what {
-        What::Serve(serve) => serve.run().await?,
-        What::Client(load) => load.run().await?,
-        What::Once(once) => once.run().await?,
+        What::Serve(serve) => serve.run(&mut ending).await?,
+        What::Client(load) => load.run(&mut ending).await?,
+        What::Once(once) => tokio::select! {
+            asked = once.run() => asked?,
+            () = ending.told() => return Ok(ExitCode::FAILURE),
+        },
         What::Check(check) => check.run().await?,
         What::Sleep { seconds: Some(seconds) } => tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
-            ended = told_to_end() => ended?,
+            () = ending.told() => {}
         },
-        What::Sleep { seconds: None } => told_to_end().await?,
+        What::Sleep { seconds: None } => ending.told().await,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for SIGTERM or SIGINT. As a container's first process, nobody else would take them.
-async fn told_to_end() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+impl Ending {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    /// Waits for one of them.
+    pub async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// A duration as a number of seconds, which may have a fraction.

@@ -1,5 +1,6 @@
 //! `sluice-app serve`
 
+use crate::Ending;
 use clap::Args;
 use serde_json::{Map, json};
 use sluice_e2e::app::client::say;
@@ -34,7 +35,7 @@ pub struct Serve {
 
 impl Serve {
     /// Serves until SIGTERM.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self, ending: &mut Ending) -> anyhow::Result<()> {
         let port = |port: u16| (port != 0).then_some(port);
         let name = match self.name {
             Some(name) => name,
@@ -53,7 +54,7 @@ impl Serve {
         let addresses: Map<_, _> =
             server.addresses.iter().map(|(kind, address)| ((*kind).to_owned(), json!(address))).collect();
         say(&json!({"event": "serving", "name": name, "addresses": addresses}));
-        crate::told_to_end().await?;
+        ending.told().await;
         say(&json!({"event": "ending"}));
         server.finish().await;
         Ok(())
