@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How rules get into a kernel. A closed set: every match on it is exhaustive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Backend {
     /// One nf_tables netlink transaction; no program is executed.
@@ -38,6 +38,9 @@ pub enum Step<'a> {
     /// The plan is in force, but somebody has changed what is there: put everything back. Connections that began past
     /// the rules meanwhile are forgotten, so that their packets meet the rules; proxied ones live on.
     Repair(&'a RedirectPlan),
+    /// Take away only the rules that this backend wrote: the other one's are in force now, and count on the policy rule,
+    /// the route and what conntrack remembers.
+    GiveWay,
     /// Take everything of ours away: rules, then policy rule and route, then conntrack.
     Remove,
 }
@@ -62,6 +65,7 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
             ops
         }
         Step::Replace(plan) => rules(backend, &Rules::Refill(plan)),
+        Step::GiveWay => rules(backend, &Rules::Delete),
         Step::Remove => {
             let mut ops = rules(backend, &Rules::Delete);
             ops.extend(routing(Presence::Absent));

@@ -1,5 +1,6 @@
 //! The agent on its node: what it watches, what its settings do, and how it stands up to a ztunnel that comes anew.
 
+mod backends;
 mod contained;
 mod guard;
 mod ipv6;
@@ -22,8 +23,9 @@ fn main() {
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
     for backend in BACKENDS {
-        let on_each: [(&str, OnBackend); 6] = [
+        let on_each: [(&str, OnBackend); 7] = [
             ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),
+            ("another_backend_takes_over_from_it_and_gives_way_to_it", backends::changed),
             ("probes_by_source_reach_declared_ports_only", probes::source),
             ("no_probe_passes_with_none", probes::none),
             ("probes_pass_over_a_restart_of_the_agent", probes::over_a_restart),

@@ -7,6 +7,7 @@ use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
 use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::NetnsId;
 use sluice_shared::lower::{Backend, Step, lower};
+use sluice_shared::nft;
 use sluice_shared::op::{KernelOp, Presence};
 use sluice_shared::plan::{CgroupRef, Flow};
 use std::collections::hash_map::DefaultHasher;
@@ -48,6 +49,7 @@ struct State {
 #[derive(Clone, Default)]
 struct Content {
     rules: Option<Fingerprint>,
+    written_by: BTreeSet<Backend>,
     generation: u32,
     policy_rule: bool,
     local_route: bool,
@@ -191,12 +193,20 @@ impl RecordingKernel {
         }
         if removes(ops) {
             content.rules = None;
+            content.written_by.clear();
         }
         Ok(())
     }
 }
 
 impl Content {
+    fn lose(&mut self, backend: Backend) {
+        self.written_by.remove(&backend);
+        if self.written_by.is_empty() {
+            self.rules = None;
+        }
+    }
+
     fn carry_out(&mut self, op: &KernelOp) {
         let mut hasher = DefaultHasher::new();
         match op {
@@ -206,13 +216,19 @@ impl Content {
             | KernelOp::FlushConntrack
             | KernelOp::ForgetDirect
             | KernelOp::RememberHalfClosed(_) => {}
-            KernelOp::ClearIptables => self.rules = None,
+            KernelOp::ClearIptables => self.lose(Backend::Iptables),
             KernelOp::NftBatch(batch) => batch.bytes.hash(&mut hasher),
             KernelOp::IptablesRestore(script) => script.text.hash(&mut hasher),
         }
         if matches!(op, KernelOp::NftBatch(_) | KernelOp::IptablesRestore(_)) {
             self.rules = Some(Fingerprint(hasher.finish()));
             self.generation += 1;
+            let wrote =
+                if matches!(op, KernelOp::NftBatch(_)) { Backend::Nftables } else { Backend::Iptables };
+            self.written_by.insert(wrote);
+            if *op == KernelOp::NftBatch(nft::remove()) {
+                self.lose(Backend::Nftables);
+            }
         }
     }
 }
@@ -265,6 +281,7 @@ impl Kernel for RecordingKernel {
         let content = self.content(netns);
         Ok(Observation {
             rules: content.rules,
+            written_by: content.written_by,
             generation: content.generation,
             policy_rule: content.policy_rule,
             local_route: content.local_route,

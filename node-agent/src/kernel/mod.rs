@@ -15,6 +15,7 @@ pub use linux::watch::{Hint, WatchHandle};
 pub use pool::Pool;
 
 use sluice_shared::ids::NetnsId;
+use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{CgroupRef, Flow};
 use std::collections::BTreeSet;
@@ -139,6 +140,8 @@ pub struct Fingerprint(pub u64);
 pub struct Observation {
     /// Our rules, or `None` when they are not there.
     pub rules: Option<Fingerprint>,
+    /// Which backends wrote them: both, where a former run had another one.
+    pub written_by: BTreeSet<Backend>,
     /// The namespace's nf_tables generation: equal means that no rule set of anybody's has changed since.
     pub generation: u32,
     /// Whether the policy rule is there, for both families (IPv6 counts as there where the namespace has no IPv6).

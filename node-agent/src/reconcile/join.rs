@@ -7,13 +7,13 @@ use super::handover::Handover;
 use super::pod::{Grip, PodTask, Redirected};
 use super::{Message, Told, sockets};
 use crate::journal::Sandbox;
-use crate::kernel::{KernelError, Netns};
+use crate::kernel::{KernelError, Netns, Observation};
 use crate::metrics::{AddPhase, KernelStep};
 use sluice_shared::admin::State;
 use sluice_shared::cni::code;
 use sluice_shared::enroll::{Overrides, Verdict};
 use sluice_shared::ids::PodRef;
-use sluice_shared::lower::{self, Step};
+use sluice_shared::lower::{self, Backend, Step};
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, Flow, Older, RedirectPlan, Stage};
 use sluice_shared::wire::{Attachment, Reply};
@@ -194,7 +194,7 @@ impl PodTask {
                 .await
         };
         let result = match seen {
-            Ok((seen, kept)) if seen.rules.is_some() => self.reclaim(&netns, overrides, kept).await,
+            Ok((seen, kept)) if seen.rules.is_some() => self.reclaim(&netns, overrides, &seen, kept).await,
             Ok(_) => self.enroll_live(&netns, overrides).await,
             Err(error) => Err(format!("its namespace cannot be looked at: {error}")),
         };
@@ -211,22 +211,24 @@ impl PodTask {
 
     /// Rules of ours are there already: a predecessor of this agent put them in. They are replaced, in one
     /// transaction, by today's, and keep the connections that they kept. One that ended in the middle of enrolling the pod
-    /// had not got as far as the journal, nor to saying which those are: then they are listed now.
+    /// had not got as far as the journal, nor to saying which those are: then they are listed now, and so they are when
+    /// it had the other backend, whose programs may not be here to read them.
     async fn reclaim(
         &mut self,
         netns: &Arc<Netns>,
         overrides: &Overrides,
+        seen: &Observation,
         kept: BTreeSet<Flow>,
     ) -> Result<(), String> {
         self.hand(self.workload(netns));
         let finished = self.sandbox.as_ref().is_some_and(|sandbox| sandbox.redirected);
-        let older = match finished {
+        let older = match finished && self.former_backend(seen).is_none() {
             true if kept.is_empty() => Older::None,
             true => Older::Kept(kept),
             false => Older::AnyMidStream,
         };
         let plan = self.plan(overrides, Stage::Redirect(older)).await;
-        self.replace(netns, plan)
+        self.succeed(netns, plan, seen)
             .await
             .map_err(|error| format!("its rules could not be renewed: {error}"))?;
         self.follow(netns);
@@ -305,6 +307,27 @@ impl PodTask {
     ) -> Result<(), KernelError> {
         let ops = lower::lower(self.cx.settings.backend, Step::Replace(&plan));
         self.apply(netns, plan, ops).await
+    }
+
+    /// Puts a plan in the place of a predecessor's, by whichever backend that was: the rules of another one go when ours
+    /// are in force.
+    pub(super) async fn succeed(
+        &mut self,
+        netns: &Arc<Netns>,
+        plan: RedirectPlan,
+        seen: &Observation,
+    ) -> Result<(), KernelError> {
+        let Some(former) = self.former_backend(seen) else { return self.replace(netns, plan).await };
+        let backend = self.cx.settings.backend;
+        tracing::info!(uid = %self.entry.uid, %former, %backend, "a pod's rules change their backend");
+        let mut ops = lower::lower(backend, Step::Enroll { plan: &plan, live: false });
+        ops.extend(lower::lower(former, Step::GiveWay));
+        self.apply(netns, plan, ops).await
+    }
+
+    /// The backend other than ours that wrote rules here.
+    fn former_backend(&self, seen: &Observation) -> Option<Backend> {
+        seen.written_by.iter().copied().find(|backend| *backend != self.cx.settings.backend)
     }
 
     pub(super) async fn apply(

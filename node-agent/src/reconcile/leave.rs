@@ -92,7 +92,12 @@ impl PodTask {
             return;
         }
         let plan = self.plan(&Overrides::default(), Stage::Drain).await;
-        if let Err(error) = self.replace(&netns, plan).await {
+        let there = Arc::clone(&netns);
+        let replaced = match self.cx.kernel.run(move |kernel| kernel.observe(&there)).await {
+            Ok(seen) => self.succeed(&netns, plan, &seen).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = replaced {
             self.show(State::Draining, format!("{reason}; capture could not be ended yet: {error}"));
             return self.retry_later();
         }

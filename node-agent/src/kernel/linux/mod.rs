@@ -29,6 +29,7 @@ use netns::Namespaces;
 use ruleset::{Hash, Ruleset};
 use sluice_shared::enroll::Overrides;
 use sluice_shared::ids::{Family, NetnsId};
+use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, CgroupRef, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
 use std::collections::BTreeSet;
@@ -186,6 +187,7 @@ impl Kernel for LinuxKernel {
 /// Our rules as one look at the calling thread's namespace finds them, whichever backend made them.
 struct Rules {
     rules: Option<Fingerprint>,
+    written_by: BTreeSet<Backend>,
     generation: u32,
     /// What nf_tables alone counts; `None` when the kernel has none.
     commits: Option<u32>,
@@ -199,18 +201,23 @@ fn observed_rules() -> Result<Rules, KernelError> {
 /// As [`observed_rules`]; with nothing in ip_tables and nf_tables at the generation of `before`, what that shows.
 fn rules_since(before: &Observation) -> Result<Rules, KernelError> {
     let legacy = Legacy::read()?;
-    let Observation { rules, generation, foreign_nat, .. } = before;
+    let Observation { rules, written_by, generation, foreign_nat, .. } = before;
     let no_legacy = legacy.ours.is_none() && legacy.foreign_nat.is_empty();
     if no_legacy && ruleset::current_generation()? == Some(*generation) {
-        let (rules, generation) = (*rules, *generation);
-        return Ok(Rules { rules, generation, commits: Some(generation), foreign_nat: foreign_nat.clone() });
+        return Ok(Rules {
+            rules: *rules,
+            written_by: written_by.clone(),
+            generation: *generation,
+            commits: Some(*generation),
+            foreign_nat: foreign_nat.clone(),
+        });
     }
     rules_with(legacy)
 }
 
 /// The rest of a look at the calling thread's namespace.
 fn observation(rules: Rules) -> Result<Observation, KernelError> {
-    let Rules { rules, generation, commits: _, foreign_nat } = rules;
+    let Rules { rules, written_by, generation, commits: _, foreign_nat } = rules;
     let mut routing = route::open()?;
     let [mut policy_rule, mut local_route] = [true; 2];
     for family in Family::BOTH {
@@ -218,14 +225,17 @@ fn observation(rules: Rules) -> Result<Observation, KernelError> {
         local_route &= route::has_route(&mut routing, family)?;
     }
     let listening = sockdiag::listening()?;
-    Ok(Observation { rules, generation, policy_rule, local_route, listening, foreign_nat })
+    Ok(Observation { rules, written_by, generation, policy_rule, local_route, listening, foreign_nat })
 }
 
 fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
     let mut foreign_nat = legacy.foreign_nat;
     let (mut parts, mut commits) = (vec![legacy.ours], None);
+    let mut written_by: BTreeSet<Backend> = legacy.ours.map(|_| Backend::Iptables).into_iter().collect();
     if let Some(ruleset) = Ruleset::read()? {
         parts.extend([ruleset.iptables, ruleset.ours]);
+        written_by.extend(ruleset.iptables.map(|_| Backend::Iptables));
+        written_by.extend(ruleset.ours.map(|_| Backend::Nftables));
         commits = Some(ruleset.generation);
         foreign_nat.extend(ruleset.foreign_nat);
     }
@@ -245,7 +255,7 @@ fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
             Some(Fingerprint(hash.finish()))
         }
     };
-    Ok(Rules { rules, generation, commits, foreign_nat })
+    Ok(Rules { rules, written_by, generation, commits, foreign_nat })
 }
 
 /// Carries out ops in the calling thread's namespace.
