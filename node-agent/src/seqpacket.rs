@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use tokio_seqpacket::ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage};
 use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
 
-/// How many connections may wait to be accepted. A node starts some hundred pods at once after a reboot; the
-/// kernel cuts this to `net.core.somaxconn`.
-const BACKLOG: i32 = 1024;
+/// How many connections may wait to be accepted: as many as the kernel allows (`net.core.somaxconn`, 4096 by default),
+/// since a node starts some hundred pods at once after a reboot. nix takes no number above the C library's `SOMAXCONN`,
+/// which is 128 in musl's.
+const BACKLOG: Backlog = Backlog::MAXALLOWABLE;
 /// Room for the descriptors of one message: a dozen, where one is right, so that a wrong number is seen as such.
 const CONTROL_SPACE: usize = 64;
 
@@ -231,8 +232,7 @@ pub(crate) fn listen(
     nix::sys::socket::bind(socket.as_raw_fd(), &address).map_err(io::Error::from).map_err(failed("bind"))?;
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     let meta = std::fs::symlink_metadata(path).map_err(failed("stat"))?;
-    let backlog = Backlog::new(BACKLOG).map_err(io::Error::from).map_err(failed("listen"))?;
-    nix::sys::socket::listen(&socket, backlog).map_err(io::Error::from).map_err(failed("listen"))?;
+    nix::sys::socket::listen(&socket, BACKLOG).map_err(io::Error::from).map_err(failed("listen"))?;
     Ok((socket, SocketFile { path: path.to_owned(), id: (meta.dev(), meta.ino()) }))
 }
 
