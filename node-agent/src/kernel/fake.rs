@@ -53,6 +53,7 @@ struct Content {
     generation: u32,
     policy_rule: bool,
     local_route: bool,
+    loopback_down: bool,
     listening: BTreeSet<u16>,
     foreign_nat: Vec<String>,
     sockets: Vec<TcpSocket>,
@@ -114,6 +115,14 @@ impl RecordingKernel {
     pub fn tamper_routing(&self, id: NetnsId) {
         self.with(Place::Pod(id), |content| {
             content.policy_rule = false;
+            content.local_route = false;
+        });
+    }
+
+    /// The runtime begins to take a sandbox down: `lo` is down, and the local route is gone with it.
+    pub fn take_loopback_down(&self, id: NetnsId) {
+        self.with(Place::Pod(id), |content| {
+            content.loopback_down = true;
             content.local_route = false;
         });
     }
@@ -211,7 +220,11 @@ impl Content {
         let mut hasher = DefaultHasher::new();
         match op {
             KernelOp::PolicyRule(_, presence) => self.policy_rule = *presence == Presence::Present,
-            KernelOp::LocalRoute(_, presence) => self.local_route = *presence == Presence::Present,
+            KernelOp::LocalRoute(_, presence) => {
+                self.local_route = *presence == Presence::Present;
+                // A local route needs `lo`, so it is brought up for it.
+                self.loopback_down &= !self.local_route;
+            }
             KernelOp::LoopbackUp
             | KernelOp::FlushConntrack
             | KernelOp::ForgetDirect
@@ -285,6 +298,7 @@ impl Kernel for RecordingKernel {
             generation: content.generation,
             policy_rule: content.policy_rule,
             local_route: content.local_route,
+            loopback: !content.loopback_down,
             listening: content.listening,
             foreign_nat: content.foreign_nat,
         })

@@ -148,6 +148,8 @@ pub struct Observation {
     pub policy_rule: bool,
     /// Whether the local route is there, with the same proviso.
     pub local_route: bool,
+    /// Whether `lo` is up, looked at when the local route is not there: the route goes with it.
+    pub loopback: bool,
     /// Which of ztunnel's TCP ports have a listening socket with ztunnel's mark.
     pub listening: BTreeSet<u16>,
     /// Names of foreign nf_tables tables that translate addresses, and could get at packets before ours.

@@ -57,6 +57,8 @@ pub(super) struct PodTask {
     pub(super) path_seen: bool,
     pub(super) repaired: Option<Instant>,
     pub(super) pruned: Option<Instant>,
+    /// Since when `lo` of its namespace is down.
+    pub(super) loopback_down_since: Option<Instant>,
     /// Since when ztunnel, though connected, has not listened in the pod.
     pub(super) listeners_missing_since: Option<Instant>,
     /// When to look again by itself, if at all.
@@ -114,6 +116,7 @@ impl PodTask {
             path_seen: false,
             repaired: None,
             pruned: None,
+            loopback_down_since: None,
             listeners_missing_since: None,
             wake: None,
             retry: RETRY_MIN,

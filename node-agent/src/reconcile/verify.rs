@@ -22,6 +22,9 @@ const PRUNE_EVERY: Duration = Duration::from_secs(10);
 /// How long ztunnel's listeners may be missing, with ztunnel connected, before it is told of the pod anew: it may be
 /// about to answer.
 const LISTENERS_MISSING: Duration = Duration::from_millis(500);
+/// How long `lo` may be down, and the local route gone with it, before that is drift: a runtime that ends a sandbox takes
+/// it down first, and DEL follows.
+const LOOPBACK_DOWN: Duration = Duration::from_millis(500);
 /// The least time between two repairs of one pod: somebody in it who takes rules away in a loop must not keep the agent
 /// from the others.
 const REPAIR_PAUSE: Duration = Duration::from_millis(200);
@@ -62,8 +65,12 @@ impl PodTask {
             held.seen = seen.clone();
         }
         if let Some((object, what)) = self.drift(&seen) {
+            if self.may_be_ending(&seen, object) {
+                return;
+            }
             return self.repair(object, what).await;
         }
+        self.loopback_down_since = None;
         if let Some(why) = &self.unfinished {
             return self.show(State::Pending, why.clone());
         }
@@ -136,6 +143,18 @@ impl PodTask {
             _ if !seen.local_route => Some((DriftObject::Route, "its local route is gone")),
             _ => None,
         }
+    }
+
+    /// Whether what is missing may be gone because the runtime has begun to end the sandbox. Looks again soon.
+    fn may_be_ending(&mut self, seen: &Observation, object: DriftObject) -> bool {
+        if object != DriftObject::Route || seen.loopback {
+            self.loopback_down_since = None;
+            return false;
+        }
+        let since = *self.loopback_down_since.get_or_insert_with(Instant::now);
+        let left = LOOPBACK_DOWN.saturating_sub(since.elapsed());
+        self.wake = Some(Instant::now() + left);
+        !left.is_zero()
     }
 
     /// Puts everything back, in one transaction. Connections that slipped past meanwhile are not kept: they are the

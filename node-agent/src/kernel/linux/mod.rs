@@ -224,8 +224,18 @@ fn observation(rules: Rules) -> Result<Observation, KernelError> {
         policy_rule &= route::has_rule(&mut routing, family)?;
         local_route &= route::has_route(&mut routing, family)?;
     }
+    let loopback = local_route || link::loopback_is_up(&mut routing)?;
     let listening = sockdiag::listening()?;
-    Ok(Observation { rules, written_by, generation, policy_rule, local_route, listening, foreign_nat })
+    Ok(Observation {
+        rules,
+        written_by,
+        generation,
+        policy_rule,
+        local_route,
+        loopback,
+        listening,
+        foreign_nat,
+    })
 }
 
 fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {

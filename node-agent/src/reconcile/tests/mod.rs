@@ -150,6 +150,21 @@ async fn drift_is_put_right_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_is_taken_down_has_not_drifted_unless_it_stays_so() {
+    let (agent, _ztunnel, id) = with_a_captured_pod().await;
+    drop(agent.kernel.take_log());
+    agent.kernel.take_loopback_down(id);
+    let begun = Instant::now();
+    agent.cx.registry.look(None);
+    eventually("it is repaired", || agent.cx.registry.showings()[0].status.drift_repairs == 1).await;
+    assert!(
+        begun.elapsed() >= Duration::from_millis(500),
+        "repaired while the runtime may be taking it down"
+    );
+    agent.becomes("u1", State::Enabled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_not_enabled_while_ztunnel_is_away_or_does_not_listen() {
     let (agent, ztunnel, id) = with_a_captured_pod().await;
     ztunnel.task.abort();
