@@ -72,6 +72,9 @@ pub struct Object {
 pub struct Status {
     /// The HTTP status code.
     pub code: u16,
+    /// Of an error, what was said.
+    #[serde(default)]
+    pub message: String,
 }
 
 impl Request {

@@ -209,6 +209,9 @@ impl ControlPlane {
             format!("--cluster-signing-key-file={}", pki("ca.key")),
             // Each node's pod network is fixed.
             "--allocate-node-cidrs=false".into(),
+            // An API server that comes back after a minute would take every node for dead, and its pods out of their
+            // services, until the kubelets have reported.
+            "--node-monitor-grace-period=300s".into(),
             "--kube-api-qps=200".into(),
             "--kube-api-burst=400".into(),
         ]

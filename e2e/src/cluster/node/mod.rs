@@ -171,6 +171,12 @@ impl Node {
         Ok(root.join(inside.strip_prefix("/").unwrap_or(inside)))
     }
 
+    /// Where a path of the node's disk (`var/lib`, `var/log`, `etc/cni`, `opt`) is for those outside of it, on or off.
+    #[must_use]
+    pub fn disk(&self, path: &str) -> PathBuf {
+        self.place.disk(path)
+    }
+
     /// The process id of the node's first process, outside of the node.
     ///
     /// # Errors
@@ -316,7 +322,10 @@ impl Node {
         drop((kubelet, kube_proxy, containerd));
         self.place.forget_init()?;
         self.cgroups.remove()?;
-        netns.map_or(Ok(()), |netns| netns.remove())
+        netns.map_or(Ok(()), |netns| netns.remove())?;
+        // The kernel takes a namespace down in its own time. This end of the link may be gone already.
+        let _ = self.fabric.ip(&format!("link del {}\n", self.name));
+        Ok(())
     }
 
     /// Starts the machine, with what is on its disk. Nothing runs on it yet.

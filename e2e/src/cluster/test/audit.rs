@@ -1,7 +1,7 @@
 //! What the agents asked of the API server, counted from its audit log: the server's own account, which no agent can
 //! embellish.
 
-use crate::cluster::audit::Request;
+use crate::cluster::audit::{Request, Status};
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,7 +19,8 @@ pub struct Requests {
     pub events: usize,
     /// Everything else, as `verb resource`.
     pub others: BTreeMap<String, usize>,
-    /// Of all of them, those that the server refused, by what and the HTTP status code.
+    /// Of all of them, those that the server refused, by what and the HTTP status code; not those about something that
+    /// was gone or going by then.
     pub refused: BTreeMap<(String, u16), usize>,
 }
 
@@ -48,6 +49,12 @@ pub fn of_agents(log: &[Request], span: Range<SystemTime>) -> Result<BTreeMap<St
     Ok(by_pod)
 }
 
+/// A pod, or its namespace, may go while something is said of it: that is nobody's fault.
+fn is_refusal(status: &Status) -> bool {
+    let gone = status.code == 404 || status.message.contains("is being terminated");
+    status.code >= 400 && !gone
+}
+
 fn what(request: &Request) -> String {
     let object = request.object_ref.clone().unwrap_or_default();
     match (object.resource.as_str(), object.subresource.as_str()) {
@@ -59,9 +66,8 @@ fn what(request: &Request) -> String {
 
 impl Requests {
     fn count(&mut self, request: &Request) {
-        let code = request.response_status.as_ref().map_or(0, |status| status.code);
-        if code >= 400 {
-            *self.refused.entry((what(request), code)).or_default() += 1;
+        if let Some(status) = request.response_status.as_ref().filter(|status| is_refusal(status)) {
+            *self.refused.entry((what(request), status.code)).or_default() += 1;
         }
         let object = request.object_ref.clone().unwrap_or_default();
         match (request.verb.as_str(), object.resource.as_str(), object.subresource.as_str()) {

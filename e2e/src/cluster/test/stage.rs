@@ -103,10 +103,8 @@ impl Stage {
             copy(&self.cluster.dir().join(what), &dir.join(what))?;
         }
         for node in self.cluster.nodes() {
-            // One that is off has nothing to tell.
-            if let Ok(logs) = node.path("/var/log/pods") {
-                copy(&logs, &dir.join(node.name()))?;
-            }
+            // From the disk itself: a node may be off by now.
+            copy(&node.disk("var/log/pods"), &dir.join(node.name()))?;
         }
         for (name, args) in [("events", ["get", "events"]), ("pods", ["get", "pods"])] {
             let said = self.kubectl(&[&args[..], &["--all-namespaces", "--output=wide"]].concat());

@@ -17,9 +17,7 @@ pub fn whole_run(stage: &mut Stage, report: &mut Report) {
         by_pod.retain(|pod, _| pod.starts_with(AGENT.1));
         ensure!(!by_pod.is_empty(), "the audit log has no request of an agent");
         for (pod, requests) in &by_pod {
-            // A pod that is gone by the time of a patch is no fault.
-            let refused: Vec<_> = requests.refused.iter().filter(|((_, code), _)| *code != 404).collect();
-            ensure!(refused.is_empty(), "{pod}: {requests}");
+            ensure!(requests.refused.is_empty(), "{pod}: {requests}");
         }
         let lines = by_pod.iter().map(|(pod, requests)| format!("{pod}: {requests}"));
         Ok(lines.collect::<Vec<_>>().join("\n"))
