@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::{
     Context, Members, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
 };
+use crate::seqpacket::Spot;
 use crate::source::cni::CniSource;
 use crate::workloads::Registry;
 use crate::zds;
@@ -125,11 +126,14 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(admin.run());
     tokio::spawn(source.what.run(events.clone()));
     let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
-    tokio::spawn(report(Arc::clone(&cx), health, started));
+    let sockets = [cni.spot(), zds_server.spot()];
+    let reporting = tokio::spawn(report(Arc::clone(&cx), health.clone(), sockets, started));
     let serving = tokio::spawn(cni.run(events));
 
     wait_for_signal().await?;
     tracing::info!("stopping; captured pods stay captured");
+    reporting.abort();
+    health.not_ready("the agent is stopping");
     // With nobody to take events the plugin's socket closes, and callers that wait are told to come back.
     reconciling.abort();
     if let Err(error) = serving.await {
@@ -188,7 +192,7 @@ async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
 }
 
 /// Keeps what operators see true: readiness, and the gauges.
-async fn report(cx: Arc<Context>, health: Health, started: Instant) {
+async fn report(cx: Arc<Context>, health: Health, sockets: [Spot; 2], started: Instant) {
     let mut synced = cx.synced.subscribe();
     if synced.wait_for(|synced| *synced).await.is_err() {
         return;
@@ -199,6 +203,13 @@ async fn report(cx: Arc<Context>, health: Health, started: Instant) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
+        match sockets.iter().find(|socket| !socket.is_reachable()) {
+            None => health.ready(),
+            Some(gone) => health.not_ready(format!(
+                "{} was removed or replaced, so that nobody finds the agent there; restart the agent",
+                gone.path().display()
+            )),
+        }
         let showings = cx.registry.showings();
         let mut states: BTreeMap<State, usize> = BTreeMap::new();
         for showing in &showings {

@@ -1,6 +1,8 @@
 //! `/metrics`, `/healthz` and `/readyz` over HTTP.
 //!
-//! Ready means that an ADD can be served: `kubectl rollout status` of the DaemonSet then means the same on every node.
+//! Ready means that an ADD can be served: the source has shown everything there is, and plugin and ztunnel find the
+//! agent's sockets. `kubectl rollout status` of the DaemonSet then means the same on every node. A ztunnel that is away
+//! does not count: pods of the mesh wait for it, and the others start.
 //! Alive means that this server answers.
 
 use crate::metrics::Metrics;
@@ -53,12 +55,17 @@ impl Health {
 
     /// From now on an ADD can be served.
     pub fn ready(&self) {
-        self.waiting_for.send_replace(None);
+        if self.waiting_for.send_if_modified(|why| why.take().is_some()) {
+            tracing::info!("ready");
+        }
     }
 
     /// From now on an ADD cannot be served; `why` says what is waited for, in one line.
     pub fn not_ready(&self, why: impl Into<String>) {
-        self.waiting_for.send_replace(Some(why.into()));
+        let why = Some(why.into());
+        if self.waiting_for.send_if_modified(|now| std::mem::replace(now, why.clone()) != why) {
+            tracing::warn!(why, "not ready");
+        }
     }
 
     /// The answer to a request, by its method and path.

@@ -30,7 +30,11 @@ pub struct Listener {
 
 /// The file of a listening socket: removed when this is dropped, if it is still the one that was made.
 #[derive(Debug)]
-pub(crate) struct SocketFile {
+pub(crate) struct SocketFile(Spot);
+
+/// Where a listening socket can be reached, for as long as its file is the one that was made.
+#[derive(Clone, Debug)]
+pub struct Spot {
     path: PathBuf,
     id: (u64, u64),
 }
@@ -125,17 +129,35 @@ impl Listener {
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.file.path
+        &self.file.0.path
+    }
+
+    /// By what it can be reached.
+    #[must_use]
+    pub fn spot(&self) -> Spot {
+        self.file.0.clone()
+    }
+}
+
+impl Spot {
+    /// The file's path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it is still there, and still the same.
+    #[must_use]
+    pub fn is_reachable(&self) -> bool {
+        std::fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours =
-            std::fs::symlink_metadata(&self.path).is_ok_and(|meta| (meta.dev(), meta.ino()) == self.id);
-        if ours {
+        if self.0.is_reachable() {
             // Nothing is lost if it stays: the next start finds that nobody answers there.
-            drop(std::fs::remove_file(&self.path));
+            drop(std::fs::remove_file(&self.0.path));
         }
     }
 }
@@ -233,7 +255,7 @@ pub(crate) fn listen(
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("chmod"))?;
     let meta = std::fs::symlink_metadata(path).map_err(failed("stat"))?;
     nix::sys::socket::listen(&socket, BACKLOG).map_err(io::Error::from).map_err(failed("listen"))?;
-    Ok((socket, SocketFile { path: path.to_owned(), id: (meta.dev(), meta.ino()) }))
+    Ok((socket, SocketFile(Spot { path: path.to_owned(), id: (meta.dev(), meta.ino()) })))
 }
 
 fn unix_socket(kind: SockType) -> io::Result<OwnedFd> {
@@ -365,6 +387,21 @@ mod tests {
         assert!(matches!(Listener::bind(&stream, 0o600, 0o700), Err(ListenError::InUse { .. })));
         let long = dir.path().join("x".repeat(120));
         assert!(matches!(Listener::bind(&long, 0o600, 0o700), Err(ListenError::Call { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_reachable_while_its_file_is_the_one_that_was_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = Listener::bind(&path, 0o600, 0o700).unwrap();
+        let spot = listener.spot();
+        assert!(spot.is_reachable());
+        std::fs::rename(&path, dir.path().join("away")).unwrap();
+        assert!(!spot.is_reachable());
+        let another = Listener::bind(&path, 0o600, 0o700).unwrap();
+        assert!(!spot.is_reachable() && another.spot().is_reachable());
+        drop(listener);
+        assert!(another.spot().is_reachable(), "one that is not ours is not removed");
     }
 
     #[tokio::test]

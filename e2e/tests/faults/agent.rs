@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_e2e::lab::cni::CniError;
+use sluice_e2e::lab::eventually;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::{Pod, PodSpec};
 use sluice_e2e::lab::scene::{MESH, Member, PORT, Scene};
@@ -104,4 +105,30 @@ pub fn killed_in_mid_add(outer: &Outer) -> Result<()> {
     let status = scene.agents[0].until(&a.facts, State::Enabled)?;
     ensure!(status.netns == Some(a.netns.id()?), "the agent holds another namespace: {:?}", status.netns);
     scene.ztunnels[0].must_be_content()
+}
+
+/// Somebody cleans up too much: the agent runs on, and neither the plugin nor ztunnel finds it any more.
+pub fn unreachable(outer: &Outer) -> Result<()> {
+    let mut scene = scene(outer, "unreachable")?;
+    let says = |scene: &Scene, words: &str| {
+        eventually(&format!("/readyz to say {words:?}"), LIMIT, || {
+            let said = readyz(scene)?;
+            ensure!(said.contains(words), "it says {said:?}");
+            Ok(())
+        })
+    };
+    says(&scene, "200 OK")?;
+    for name in ["agent.sock", "ztunnel.sock"] {
+        let (socket, aside) = (scene.node().socket(name), scene.node().socket("aside"));
+        std::fs::rename(&socket, &aside)?;
+        says(&scene, &format!("{} was removed or replaced", socket.display()))?;
+        std::fs::rename(&aside, &socket)?;
+        says(&scene, "200 OK")?;
+    }
+    scene.ztunnels[0].must_be_content()
+}
+
+fn readyz(scene: &Scene) -> Result<String> {
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/15014; printf 'GET /readyz HTTP/1.1\\r\\nHost: x\\r\\nConnection: close\\r\\n\\r\\n' >&3; cat <&3";
+    scene.node().netns.must("bash", &["-c", ask])
 }

@@ -12,6 +12,7 @@ fn main() {
     let mut tests = vec![
         test("a_dead_agent_fails_closed_and_loses_nothing", agent::dead),
         test("a_hung_agent_delays_nobody_for_long", agent::hung),
+        test("an_agent_that_nobody_can_reach_is_not_ready", agent::unreachable),
         test("an_agent_killed_in_mid_add_leaves_nothing_half_done", agent::killed_in_mid_add),
         test("a_ztunnel_restart_refuses_no_connection", ztunnel::restart),
         test("a_ztunnel_upgrade_refuses_no_connection", ztunnel::upgrade),

@@ -4,7 +4,7 @@ use super::conn::Lockstep;
 use super::link::{self, Shared};
 use super::{AddError, Connection, Hooks, Peer, PodState, Workload};
 use crate::kernel::{HostProc, hostproc};
-use crate::seqpacket::{Conn, ListenError, Listener};
+use crate::seqpacket::{Conn, ListenError, Listener, Spot};
 use sluice_shared::ids::PodUid;
 use std::future::Future;
 use std::os::fd::AsFd;
@@ -47,6 +47,7 @@ pub struct Config {
 pub struct Server {
     task: JoinHandle<()>,
     stop: watch::Sender<bool>,
+    spot: Spot,
 }
 
 /// The hand-over to whichever ztunnels are connected. Cheap to clone.
@@ -95,10 +96,17 @@ impl Server {
     /// When the socket cannot be listened on.
     pub fn start<H: Hooks>(config: Config, hooks: Arc<H>) -> Result<(Handle, Self), ListenError> {
         let listener = Listener::bind(&config.socket, config.mode, config.directory_mode)?;
+        let spot = listener.spot();
         let shared = Arc::new(Shared::new());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(accept(listener, config, Arc::clone(&shared), hooks, stopped));
-        Ok((Handle { shared }, Self { task, stop }))
+        Ok((Handle { shared }, Self { task, stop, spot }))
+    }
+
+    /// Where ztunnel reaches it.
+    #[must_use]
+    pub fn spot(&self) -> Spot {
+        self.spot.clone()
     }
 
     /// Closes the socket and every connection, and returns when that is done.

@@ -5,7 +5,7 @@
 mod message;
 
 use crate::metrics::{Metrics, SourceKind};
-use crate::seqpacket::{Conn, ListenError, Listener};
+use crate::seqpacket::{Conn, ListenError, Listener, Spot};
 use crate::source::{CniCall, Event};
 pub use message::{Refusal, decode, take_netns};
 use sluice_shared::cni::code;
@@ -39,6 +39,12 @@ impl CniSource {
     /// When the socket cannot be made there.
     pub fn bind(path: &Path, metrics: Metrics) -> Result<Self, ListenError> {
         Ok(Self { listener: Listener::bind(path, 0o600, 0o700)?, metrics })
+    }
+
+    /// Where the plugin reaches it.
+    #[must_use]
+    pub fn spot(&self) -> Spot {
+        self.listener.spot()
     }
 
     /// Serves the plugin until nobody listens to `events` any more; requests in flight then get no answer.
