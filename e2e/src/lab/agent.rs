@@ -67,6 +67,9 @@ impl Agent {
             "hostNetns": node.netns.path(),
             "kubeletCgroup": node.kubelet.path,
             "dnsCapture": true,
+            // Every node's pods are in the lab's one directory, with the same addresses.
+            "netnsDirs": [],
+            "criSocket": "",
             "logLevel": "debug",
         });
         let mut keys: Map<String, Value> = ours.as_object().cloned().unwrap_or_default();

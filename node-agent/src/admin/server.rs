@@ -19,6 +19,8 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take to be found. A look into the kernel takes milliseconds; a pod that is being worked on
 /// has to finish first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How much of a question that was too long is read and forgotten, in bytes.
+const LEFT_UNREAD: u64 = 1024 * 1024;
 /// The pause after `accept` has failed: mostly for want of descriptors, which others must close first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -89,7 +91,9 @@ async fn serve(mut stream: UnixStream, view: &impl View) -> io::Result<()> {
     line.push(b'\n');
     tokio::time::timeout(TRANSFER_TIMEOUT, async {
         stream.write_all(&line).await?;
-        stream.shutdown().await
+        stream.shutdown().await?;
+        // What is left of a question that was too long; unread, it would reset the connection as well.
+        tokio::io::copy(&mut stream.take(LEFT_UNREAD), &mut tokio::io::sink()).await.map(drop)
     })
     .await?
 }

@@ -84,6 +84,12 @@ impl PodTask {
         let Found { netns, path, way, sandbox: container, aside } = found;
         let netns = Arc::new(netns);
         self.refuse_released(&netns, &path)?;
+        if self.deleted && way != Way::Runtime {
+            return Err(format!(
+                "its sandbox was deleted, and only its address speaks for {}: the next ADD, or the runtime, tells",
+                path.display()
+            ));
+        }
         if self.netns_id().is_some_and(|known| known != netns.id()) {
             self.release("its namespace is another one now").await;
             if self.known_facts().is_none() {

@@ -109,6 +109,7 @@ impl PodTask {
             }
         }
         self.released = None;
+        self.deleted = false;
         let service_account = self.facts.as_ref().map(|facts| facts.service_account.clone());
         self.sandbox = Some(Sandbox {
             uid: self.entry.uid.clone(),

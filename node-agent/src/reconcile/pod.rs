@@ -50,6 +50,9 @@ pub(super) struct PodTask {
     pub(super) unfinished: Option<String>,
     /// The namespace that DEL let go of. A path that the source names may lead to it for a while; it is not taken back.
     pub(super) released: Option<NetnsId>,
+    /// Whether the runtime has said that the pod's sandbox is no more. Its address may be another pod's by now, so only
+    /// an ADD, or the runtime's own word, gives it a namespace again.
+    pub(super) deleted: bool,
     /// The connections whose ztunnel acknowledged the pod.
     pub(super) acked_by: BTreeSet<u64>,
     pub(super) drift_repairs: u64,
@@ -111,6 +114,7 @@ impl PodTask {
             grip: Grip::None,
             unfinished: None,
             released: None,
+            deleted: false,
             acked_by: BTreeSet::new(),
             drift_repairs: 0,
             path_seen: false,
@@ -203,6 +207,7 @@ impl PodTask {
                 let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref());
                 if ours.is_some_and(|id| !valid.contains(id)) {
                     self.release("its attachment is no longer valid (GC)").await;
+                    self.deleted = true;
                     self.settle().await;
                 }
             }
@@ -309,6 +314,7 @@ impl PodTask {
             return;
         }
         self.release("its sandbox was deleted (DEL)").await;
+        self.deleted = true;
         answer_ok(reply, "released");
         if self.facts.is_some() {
             self.settle().await;
