@@ -128,9 +128,9 @@ impl World {
             ns.ip(&format!("-6 addr add {v6}/64 dev eth0 nodad"));
             ns.ip("link set eth0 up");
         }
-        for (far, family) in [(FAR4, "-4"), (FAR6, "-6")] {
-            outside.ip(&format!("{family} addr add {far} dev lo"));
-        }
+        outside.ip(&format!("-4 addr add {FAR4} dev lo"));
+        // On lo too an address is tentative for a moment otherwise, and nothing can be bound to it.
+        outside.ip(&format!("-6 addr add {FAR6} dev lo nodad"));
         pod.ip(&format!("-4 route add default via {OUTSIDE4}"));
         pod.ip(&format!("-6 route add default via {OUTSIDE6}"));
         // The link is up on both ends, and its route is there, a moment later.

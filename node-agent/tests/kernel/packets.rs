@@ -182,7 +182,7 @@ fn cases() -> Vec<Case> {
 /// The application in the pod, and whatever is outside; the probe's source is an address outside too.
 fn everybody_else(world: &World) -> Vec<Listener> {
     world.outside.ip(&format!("-4 addr add {PROBE_SOURCE_V4} dev lo"));
-    world.outside.ip(&format!("-6 addr add {PROBE_SOURCE_V6} dev lo"));
+    world.outside.ip(&format!("-6 addr add {PROBE_SOURCE_V6} dev lo nodad"));
     for far in [FAR4, FAR6] {
         answer_udp(&world.outside, "outside", (address(far), 53).into());
     }
