@@ -26,6 +26,7 @@ use crate::lab::eventually;
 use crate::lab::hierarchies::Subtree;
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
+use crate::lab::topology::host;
 use anyhow::{Context, Result, anyhow, ensure};
 use audit::Audit;
 use control_plane::ControlPlane;
@@ -109,7 +110,7 @@ impl Cluster {
         }
         std::fs::create_dir_all(dir.join("logs")).with_context(|| format!("make {DIR}"))?;
         own_files_of_machine()?;
-        let fabric = node::network::host(FABRIC)?;
+        let fabric = host(FABRIC)?;
         fabric.ip(&format!(
             "link add br0 type bridge\n\
              link set br0 up\n\

@@ -145,8 +145,11 @@ impl World {
     }
 }
 
-/// A namespace that forwards, with `lo` up and no waiting for duplicate addresses.
-fn host(name: &str) -> Result<Netns> {
+/// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.
+///
+/// # Errors
+/// When the name is taken or the kernel refuses.
+pub fn host(name: &str) -> Result<Netns> {
     let netns = Netns::create(name)?;
     netns.ip("link set lo up\n")?;
     for (key, value) in [

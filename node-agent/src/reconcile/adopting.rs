@@ -106,6 +106,7 @@ impl PodTask {
             aside = aside.join("; "), "found the network namespace of a running pod");
         self.sandbox = Some(Sandbox { attachment, redirected, ..self.sandbox_at(path, &netns) });
         self.path_seen = true;
+        self.deleted = false;
         Ok(netns)
     }
 

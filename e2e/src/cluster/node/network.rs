@@ -2,26 +2,8 @@
 
 use crate::cluster::{MAX_NODES, address};
 use crate::lab::netns::Netns;
+use crate::lab::topology::host;
 use anyhow::Result;
-
-/// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.
-///
-/// # Errors
-/// When the name is taken or the kernel refuses.
-pub fn host(name: &str) -> Result<Netns> {
-    let netns = Netns::create(name)?;
-    netns.ip("link set lo up\n")?;
-    for (key, value) in [
-        ("ipv4/ip_forward", "1"),
-        ("ipv6/conf/all/forwarding", "1"),
-        ("ipv6/conf/default/forwarding", "1"),
-        ("ipv6/conf/all/accept_dad", "0"),
-        ("ipv6/conf/default/accept_dad", "0"),
-    ] {
-        netns.sysctl(key, value)?;
-    }
-    Ok(netns)
-}
 
 /// Node `index`'s network namespace, with one link to the fabric, and the routes of both to each other's pods.
 ///

@@ -128,6 +128,27 @@ async fn what_del_let_go_of_is_not_taken_back() {
     assert!(agent.remembered().is_empty());
 }
 
+/// Between a pod's DEL and the end of its object, its address may be that of another pod whose ADD is still under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_del_another_namespace_with_its_address_is_not_its_own() {
+    let (agent, ztunnel, _) = with_an_adopted_pod().await;
+    let path = agent.bind_mount_path("cni-1");
+    assert_eq!(
+        agent.del("c-any", path.display().to_string()).await,
+        Reply::Ok { outcome: "released".into() }
+    );
+    fs::remove_file(path).unwrap();
+    let anothers = agent.bind_mount("cni-2", "10.0.0.2");
+    // What was looked at a moment ago does not have it yet.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    agent.shows(pod("u1", None)).await;
+    agent.pending_because("u1", "only its address speaks for").await;
+    assert!(agent.ran(anothers).is_empty());
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
+    agent.sandbox("u1");
+    assert_eq!(agent.add("u1", "u1").await, Reply::Ok { outcome: "captured".into() });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_del_of_an_older_sandbox_is_not_about_the_one_that_lives() {
     let (agent, ztunnel, _) = with_an_adopted_pod().await;
