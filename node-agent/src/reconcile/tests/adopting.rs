@@ -137,7 +137,8 @@ async fn after_del_another_namespace_with_its_address_is_not_its_own() {
         agent.del("c-any", path.display().to_string()).await,
         Reply::Ok { outcome: "released".into() }
     );
-    fs::remove_file(path).unwrap();
+    // The file lives on elsewhere, so that its inode is not the next one's.
+    fs::rename(path, agent.dir.path().join("unmounted")).unwrap();
     let anothers = agent.bind_mount("cni-2", "10.0.0.2");
     // What was looked at a moment ago does not have it yet.
     tokio::time::sleep(Duration::from_millis(1100)).await;
