@@ -79,7 +79,7 @@ lab: setup build ## Open a shell in the lab (needs root)
 	$(SLUICE_BIN_DIR)/sluice-lab shell
 
 .PHONY: cluster-bin
-cluster-bin: ## Build upstream Kubernetes, etcd and containerd into target/cluster/bin (needs Go)
+cluster-bin: ## Build upstream Kubernetes, etcd, containerd and helm into target/cluster/bin (needs Go)
 	@ci/cluster
 
 .PHONY: cluster-up
