@@ -82,6 +82,11 @@ lab: setup build ## Open a shell in the lab (needs root)
 cluster-bin: ## Build upstream Kubernetes, etcd, containerd and helm into target/cluster/bin (needs Go)
 	@ci/cluster
 
+.PHONY: manifests
+manifests: ## Render install/manifests from the chart (needs Go)
+	@ci/cluster helm
+	@ci/manifests
+
 .PHONY: cluster-up
 cluster-up: setup build cluster-bin ## Start Kubernetes on this machine, in the background (needs root)
 	$(SLUICE_BIN_DIR)/sluice-cluster up
