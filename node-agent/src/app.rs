@@ -1,6 +1,7 @@
 //! The composition root: the one place that names the Linux kernel, and where every part is made and joined.
 
 mod choices;
+mod installation;
 mod sources;
 
 use crate::admin;
@@ -19,13 +20,14 @@ use crate::source::cni::CniSource;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
+use installation::Installation;
 use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -42,6 +44,8 @@ const EVENTS: usize = 1024;
 /// When a part cannot be made: the agent must not seem to serve.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let started = Instant::now();
+    // From the beginning: the first process of a container does not hear of a signal that nobody waits for.
+    let mut signals = Signals::listen()?;
     let metrics = Metrics::new();
     let host_proc = HostProc::at(&config.host_proc);
     let kernel = Arc::new(
@@ -101,6 +105,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         namespaces: Namespaces::default(),
         lookup: source.lookup,
     });
+    let installation = Installation::start(config, source.client, cx.synced.subscribe());
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
@@ -130,8 +135,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let reporting = tokio::spawn(report(Arc::clone(&cx), health.clone(), sockets, started));
     let serving = tokio::spawn(cni.run(events));
 
-    wait_for_signal().await?;
+    signals.wait().await;
     tracing::info!("stopping; captured pods stay captured");
+    let installation = installation.end();
     reporting.abort();
     health.not_ready("the agent is stopping");
     // With nobody to take events the plugin's socket closes, and callers that wait are told to come back.
@@ -149,6 +155,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     {
         tracing::error!(error, "pods that start while no agent runs are judged by an old membership file");
     }
+    installation.await.context("what becomes of the installation")?;
     Ok(())
 }
 
@@ -228,12 +235,24 @@ async fn report(cx: Arc<Context>, health: Health, sockets: [Spot; 2], started: I
     }
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// The signals that end the agent.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+        })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -6,6 +6,7 @@ pub mod app;
 pub mod config;
 pub mod durable;
 pub mod health;
+pub mod installed;
 pub mod journal;
 pub mod kernel;
 pub mod limits;

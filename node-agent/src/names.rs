@@ -29,9 +29,40 @@ pub fn dns_subdomain(text: &str) -> Result<(), String> {
     ))
 }
 
+/// The key of a label, an annotation or a taint: `[PREFIX/]NAME`, the prefix a DNS name, the name 1 to 63 of
+/// `[A-Za-z0-9._-]` with a letter or digit at both ends.
+///
+/// # Errors
+/// Says what the text is not.
+pub fn qualified_name(text: &str) -> Result<(), String> {
+    let (prefix, name) = text.split_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let end = |c: char| c.is_ascii_alphanumeric();
+    if (1..=63).contains(&name.len())
+        && name.chars().all(fine)
+        && name.starts_with(end)
+        && name.ends_with(end)
+        && prefix.is_none_or(|prefix| dns_subdomain(prefix).is_ok())
+    {
+        return Ok(());
+    }
+    Err(format!("{text:?} is not a key ([PREFIX/]NAME, such as cni.istio.io/not-ready)"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_what_the_api_server_takes() {
+        for key in ["a", "A.b_c-1", "cni.istio.io/not-ready", "x/y"] {
+            qualified_name(key).unwrap();
+        }
+        let long = "a".repeat(64);
+        for key in ["", "/a", "a/", "a/b/c", "-a", "a-", "a b", "B/a", "a:NoExecute", "a=b", long.as_str()] {
+            assert!(qualified_name(key).is_err(), "{key:?}");
+        }
+    }
 
     #[test]
     fn names_are_what_the_api_server_takes() {

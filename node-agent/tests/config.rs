@@ -5,7 +5,7 @@
 use sluice_agent::adopt::cri::USUAL_SOCKETS;
 use sluice_agent::config::{
     BackendChoice, Config, ConfigError, ExistingConnections, Invocation, KubeletCgroup, LogFormat,
-    MarkGuardChoice, ProbesChoice, RawConfig, Source, in_force,
+    MarkGuardChoice, Own, ProbesChoice, RawConfig, Source, in_force,
 };
 use sluice_shared::enroll::default_selectors;
 use sluice_shared::membership::WhenAgentUnavailable;
@@ -57,6 +57,8 @@ fn defaults_are_what_the_reference_says() {
     let expected = Config {
         source: Source::File(PathBuf::from("/etc/sluice/pods.yaml")),
         node_name: "node-1".to_owned(),
+        own: Own::default(),
+        node_taints: Vec::new(),
         agent_socket: PathBuf::from("/run/sluice/agent.sock"),
         admin_socket: PathBuf::from("/run/sluice/admin.sock"),
         zds_socket: PathBuf::from("/var/run/ztunnel/ztunnel.sock"),
@@ -132,12 +134,39 @@ fn the_hosts_network_is_that_of_its_first_process_where_its_procfs_is_mounted_el
 }
 
 #[test]
+fn who_the_agent_is_is_told_whole_or_not_at_all() {
+    let own = |flags: &[&str]| resolve(flags, &env()).map(|config| config.own).map_err(|e| e.to_string());
+    let whole = own(&["--namespace=s", "--daemonset=d", "--pod-name=d-1", "--pod-uid=0a-b"]).unwrap();
+    let daemon_set = whole.daemon_set.unwrap();
+    assert_eq!((daemon_set.namespace.as_str(), daemon_set.name.as_str()), ("s", "d"));
+    let (pod, uid) = whole.pod.unwrap();
+    assert_eq!((pod.to_string(), uid.as_str()), ("s/d-1".to_owned(), "0a-b"));
+    assert_eq!(own(&["--namespace=s"]), Ok(Own::default()));
+    for (flags, missing) in [
+        (&["--daemonset=d"][..], "namespace"),
+        (&["--pod-name=d-1", "--pod-uid=0"], "namespace"),
+        (&["--namespace=s", "--pod-name=d-1"], "podUid"),
+        (&["--namespace=s", "--pod-uid=0"], "podName"),
+    ] {
+        let error = own(flags).unwrap_err();
+        assert!(error.ends_with(&format!("it needs `{missing}`")), "{error}");
+    }
+    assert!(own(&["--daemonset=a/b", "--namespace=s"]).is_err());
+    assert!(resolve(&["--node-taints=a:NoExecute"], &env()).is_err());
+}
+
+#[test]
 fn every_key_can_be_written_everywhere() {
     let values: BTreeMap<&str, (&str, &str)> = BTreeMap::from([
         ("source", ("file", "file")),
         ("kubeconfig", ("/c", "/c")),
         ("podsFile", ("/p", "/p")),
         ("nodeName", ("n", "n")),
+        ("namespace", ("sluice-system", "sluice-system")),
+        ("daemonset", ("d", "d")),
+        ("podName", ("d-x1", "d-x1")),
+        ("podUid", ("'0'", "0")),
+        ("nodeTaints", ("[a/b, c]", "a/b, c")),
         ("agentSocket", ("/a", "/a")),
         ("adminSocket", ("/b", "/b")),
         ("zdsSocket", ("/z", "/z")),

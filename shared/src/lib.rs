@@ -7,6 +7,7 @@
 //! | [`cni`] | the CNI spec as types: netconf, CNI_ARGS, results, errors |
 //! | [`conflist`] | our entry in the primary CNI's list as text, and which file it goes into, how and when |
 //! | [`install`] | what installer, agent and plugin tell each other by files: state, intent, lease |
+//! | [`placement`] | whether a DaemonSet keeps its pod on a node |
 //! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
 //! | [`membership`] | the file that lets the plugin decide with no agent to ask |
 //! | [`facts`], [`selector`], [`enroll`] | who is in the mesh, and why |
@@ -33,6 +34,7 @@ pub mod membership;
 pub mod netfilter;
 pub mod nft;
 pub mod op;
+pub mod placement;
 pub mod plan;
 pub mod selector;
 pub mod wire;

@@ -20,6 +20,8 @@ pub(super) struct Chosen {
     pub(super) lookup: Lookup,
     /// Where it is said how pods stand.
     pub(super) status: Sink,
+    /// The way to the API server, where there is one.
+    pub(super) client: Option<kube::Client>,
 }
 
 pub(super) enum What {
@@ -37,16 +39,17 @@ pub(super) async fn choose(config: &Config, metrics: &Metrics) -> anyhow::Result
             let (source, problem) = FileSource::new(path.clone(), metrics.clone());
             let from = format!("file {}", path.display());
             let (lookup, status) = (Lookup::Nothing, Sink::nowhere());
-            Ok(Chosen { what: What::File(source), from, problem, lookup, status })
+            Ok(Chosen { what: What::File(source), from, problem, lookup, status, client: None })
         }
         Source::Kubernetes { kubeconfig } => {
             let client = kubernetes::connect(kubeconfig.as_deref()).await.context("kubeconfig")?;
             let (node, policy) = (&config.node_name, config.enroll_policy());
             let lookup = Lookup::Api(PodLookup::new(client.clone(), node, &policy));
             let status = Sink::start(client.clone(), node.clone(), metrics.clone());
-            let (source, problem) = KubernetesSource::new(client, node, &policy, metrics.clone());
+            let (source, problem) = KubernetesSource::new(client.clone(), node, &policy, metrics.clone());
             let from = format!("kubernetes, pods of node {node}");
-            Ok(Chosen { what: What::Kubernetes(source), from, problem, lookup, status })
+            let (what, client) = (What::Kubernetes(source), Some(client));
+            Ok(Chosen { what, from, problem, lookup, status, client })
         }
     }
 }

@@ -113,9 +113,10 @@ fn placeholder(kind: &Kind) -> &'static str {
         Kind::Paths => "PATH,PATH",
         Kind::Ipv4 | Kind::Ipv6 => "ADDRESS",
         Kind::Listen => "ADDRESS:PORT",
-        Kind::NodeName => "NAME",
+        Kind::NodeName | Kind::OptionalName => "NAME",
         Kind::Namespaces => "NAME,NAME",
         Kind::Selectors => "YAML",
         Kind::LogFilter => "FILTER",
+        Kind::TaintKeys => "KEY,KEY",
     }
 }

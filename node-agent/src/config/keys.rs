@@ -60,6 +60,40 @@ pub static KEYS: &[Key] = &[
         doc: "The name of this node in Kubernetes.",
     },
     Key {
+        name: "namespace",
+        kind: Kind::OptionalName,
+        default: Default::Text(""),
+        doc: "The namespace of the agent's own pod.",
+    },
+    Key {
+        name: "daemonset",
+        kind: Kind::OptionalName,
+        default: Default::Text(""),
+        doc: "The agent's own DaemonSet, in `namespace`. When the agent is told to end, it asks the API server what becomes of \
+              it, and so tells the installer an uninstall from an upgrade. Needs get on it, and get on nodes. Empty asks \
+              nothing, and the installation then stays when the pod ends.",
+    },
+    Key {
+        name: "podName",
+        kind: Kind::OptionalName,
+        default: Default::Text(""),
+        doc: "The agent's own pod, in `namespace`: Events about the installation are on it. Empty makes none.",
+    },
+    Key {
+        name: "podUid",
+        kind: Kind::OptionalName,
+        default: Default::Text(""),
+        doc: "The uid of `podName`.",
+    },
+    Key {
+        name: "nodeTaints",
+        kind: Kind::TaintKeys,
+        default: Default::Text(""),
+        doc: "For `source: kubernetes`: the keys of the taints that the agent removes from its own node once a pod that starts \
+              there is captured: it serves, and the plugin is in the chain. `cni.istio.io/not-ready` is the one that Istio's \
+              own documentation uses. Needs watch and patch on nodes. Empty touches no taint.",
+    },
+    Key {
         name: "agentSocket",
         kind: Kind::Socket,
         default: Default::Text(contract::AGENT_SOCKET),

@@ -17,6 +17,7 @@ pub use env::{Env, ProcessEnv};
 pub use print::{in_force, reference};
 pub use raw::{Origin, RawConfig, Setting};
 use sluice_shared::enroll::{EnablementSelector, EnrollPolicy};
+use sluice_shared::ids::{PodRef, PodUid};
 use sluice_shared::membership::WhenAgentUnavailable;
 use sluice_shared::plan::RedirectConfig;
 use std::collections::BTreeSet;
@@ -32,6 +33,10 @@ pub struct Config {
     pub source: Source,
     /// `nodeName`
     pub node_name: String,
+    /// `namespace`, `daemonset`, `podName` and `podUid`
+    pub own: Own,
+    /// `nodeTaints`
+    pub node_taints: Vec<String>,
     /// `agentSocket`
     pub agent_socket: PathBuf,
     /// `adminSocket`
@@ -100,6 +105,24 @@ pub enum Source {
     },
     /// A YAML file of pods and namespaces, watched.
     File(PathBuf),
+}
+
+/// Who the agent is in the cluster, as far as it was told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its DaemonSet.
+    pub daemon_set: Option<DaemonSetRef>,
+    /// Its pod.
+    pub pod: Option<(PodRef, PodUid)>,
+}
+
+/// A DaemonSet by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DaemonSetRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
 }
 
 /// Which backend to use.

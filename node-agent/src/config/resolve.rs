@@ -3,11 +3,12 @@
 use super::raw::RawConfig;
 use super::value::Value;
 use super::{
-    BackendChoice, Config, ConfigError, ExistingConnections, KubeletCgroup, LogFormat, MarkGuardChoice,
-    ProbesChoice, Source,
+    BackendChoice, Config, ConfigError, DaemonSetRef, ExistingConnections, KubeletCgroup, LogFormat,
+    MarkGuardChoice, Own, ProbesChoice, Source,
 };
 use crate::adopt::cri::USUAL_SOCKETS;
 use sluice_shared::enroll::EnablementSelector;
+use sluice_shared::ids::{PodRef, PodUid};
 use sluice_shared::membership::WhenAgentUnavailable;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ impl Config {
         let config = Self {
             source: source(raw)?,
             node_name: raw.text("nodeName")?.to_owned(),
+            own: own(raw)?,
+            node_taints: raw.names("nodeTaints")?.to_vec(),
             agent_socket: raw.parsed("agentSocket")?,
             admin_socket: raw.parsed("adminSocket")?,
             zds_socket: raw.parsed("zdsSocket")?,
@@ -115,6 +118,25 @@ fn source(raw: &RawConfig) -> Result<Source, ConfigError> {
     }
 }
 
+/// Names are of no use without the namespace that they are in.
+fn own(raw: &RawConfig) -> Result<Own, ConfigError> {
+    let namespace = raw.text("namespace")?;
+    let needs = |key: &str, what: &str| raw.refuse(key, format!("it needs `{what}`"));
+    let daemon_set = match (raw.text("daemonset")?, namespace) {
+        ("", _) => None,
+        (_, "") => return Err(needs("daemonset", "namespace")),
+        (name, namespace) => Some(DaemonSetRef { namespace: namespace.to_owned(), name: name.to_owned() }),
+    };
+    let pod = match (raw.text("podName")?, raw.text("podUid")?, namespace) {
+        ("", "", _) => None,
+        ("", ..) => return Err(needs("podUid", "podName")),
+        (_, "", _) => return Err(needs("podName", "podUid")),
+        (.., "") => return Err(needs("podName", "namespace")),
+        (name, _, namespace) => Some((PodRef::new(namespace, name), raw.parsed_uid("podUid")?)),
+    };
+    Ok(Own { daemon_set, pod })
+}
+
 fn backend(raw: &RawConfig) -> Result<BackendChoice, ConfigError> {
     match raw.text("backend")? {
         "nftables" => Ok(BackendChoice::Nftables),
@@ -159,6 +181,10 @@ impl RawConfig {
 
     fn parsed<T: FromStr>(&self, name: &str) -> Result<T, ConfigError> {
         self.text(name)?.parse().map_err(|_| self.unfit(name))
+    }
+
+    fn parsed_uid(&self, name: &str) -> Result<PodUid, ConfigError> {
+        PodUid::new(self.text(name)?).map_err(|error| self.refuse(name, error.to_string()))
     }
 
     fn flag(&self, name: &str) -> Result<bool, ConfigError> {

@@ -1,6 +1,6 @@
 //! What a key may be set to: read from text (environment, flags, defaults) or YAML (the file), then checked.
 
-use crate::names::{dns_label, dns_subdomain};
+use crate::names::{dns_label, dns_subdomain, qualified_name};
 use crate::yaml::{self, Mistake, Step};
 use serde::de::DeserializeOwned;
 use sluice_shared::enroll::EnablementSelector;
@@ -35,6 +35,10 @@ pub enum Kind {
     Listen,
     /// A Kubernetes node's name.
     NodeName,
+    /// The name of a Kubernetes object, or nothing.
+    OptionalName,
+    /// Keys of taints.
+    TaintKeys,
     /// Namespaces.
     Namespaces,
     /// Enablement selectors.
@@ -58,7 +62,7 @@ pub enum Value {
     Flag(bool),
     /// A whole number.
     Number(u64),
-    /// Namespaces, or paths.
+    /// Namespaces, paths, or keys of taints.
     Names(Vec<String>),
     /// Enablement selectors.
     Selectors(Vec<EnablementSelector>),
@@ -75,7 +79,7 @@ impl Kind {
             Self::Number(_) => {
                 Value::Number(text.parse().map_err(|_| format!("{text:?} is not a whole number"))?)
             }
-            Self::Namespaces | Self::Paths => {
+            Self::Namespaces | Self::Paths | Self::TaintKeys => {
                 let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
                 Value::Names(names.map(str::to_owned).collect())
             }
@@ -104,10 +108,12 @@ impl Kind {
         let value = match self {
             Self::Flag => typed(file, path, value, Value::Flag),
             Self::Number(_) => typed(file, path, value, Value::Number),
-            Self::Namespaces | Self::Paths => typed(file, path, value, Value::Names),
+            Self::Namespaces | Self::Paths | Self::TaintKeys => typed(file, path, value, Value::Names),
             Self::Selectors => typed(file, path, value, Value::Selectors),
             // `metricsAddress:` with nothing after it is how YAML says "empty".
-            Self::Listen | Self::OptionalPath | Self::AutoPathOrNone if value.is_null() => {
+            Self::Listen | Self::OptionalPath | Self::OptionalName | Self::AutoPathOrNone
+                if value.is_null() =>
+            {
                 Ok(Value::Text(String::new()))
             }
             _ => typed(file, path, value, Value::Text),
@@ -130,6 +136,8 @@ impl Kind {
             Self::Ipv6 => "an IPv6 address that a host can have, not loopback".to_owned(),
             Self::Listen => "ADDRESS:PORT ([ADDRESS]:PORT for IPv6), or empty".to_owned(),
             Self::NodeName => "a DNS name, as Kubernetes names nodes".to_owned(),
+            Self::OptionalName => "a DNS name, as Kubernetes names objects, or empty".to_owned(),
+            Self::TaintKeys => "keys of taints ([PREFIX/]NAME); as text, joined by commas".to_owned(),
             Self::Namespaces => "namespaces; as text, joined by commas".to_owned(),
             Self::Selectors => "a list of {podSelector, namespaceSelector}, each a label selector \
                                 with matchLabels and matchExpressions; as text, in YAML or JSON"
@@ -149,6 +157,7 @@ impl Kind {
                 Err(format!("{number} is out of range"))
             }
             (Self::Paths, Value::Names(paths)) => paths.iter().try_for_each(|path| absolute(path)),
+            (Self::TaintKeys, Value::Names(keys)) => keys.iter().try_for_each(|key| qualified_name(key)),
             (_, Value::Names(names)) => names.iter().try_for_each(|name| dns_label(name)),
             (_, Value::Selectors(selectors)) => check_selectors(selectors),
             (_, Value::Text(text)) => self.check_text(text),
@@ -174,13 +183,19 @@ impl Kind {
             Self::Ipv6 => source_v6(text),
             Self::Listen if text.is_empty() => Ok(()),
             Self::Listen => parses::<SocketAddr>(text, "an address and port").map(drop),
-            Self::NodeName => dns_subdomain(text),
+            Self::OptionalName if text.is_empty() => Ok(()),
+            Self::NodeName | Self::OptionalName => dns_subdomain(text),
             Self::LogFilter => match EnvFilter::try_new(text) {
                 Ok(_) if !text.trim().is_empty() => Ok(()),
                 Ok(_) => Err("it is empty".to_owned()),
                 Err(error) => Err(format!("{text:?}: {error}")),
             },
-            Self::Flag | Self::Number(_) | Self::Namespaces | Self::Paths | Self::Selectors => Ok(()),
+            Self::Flag
+            | Self::Number(_)
+            | Self::Namespaces
+            | Self::Paths
+            | Self::TaintKeys
+            | Self::Selectors => Ok(()),
         }
     }
 }

@@ -1,7 +1,8 @@
-//! `source: kubernetes`, as the reconciler hears it, against an API server that behaves, misbehaves and goes away.
+//! What the agent asks of an API server and tells it, with one that behaves, misbehaves and goes away.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
+mod ending;
 mod fake;
 mod fixture;
 mod lookup;

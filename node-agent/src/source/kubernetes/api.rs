@@ -23,11 +23,11 @@ const MAX_REFUSAL: usize = 64 * 1024;
 
 /// The way to the API server.
 #[derive(Clone)]
-pub(super) struct Api(Client);
+pub(crate) struct Api(Client);
 
 /// A path with its query.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(crate) struct Target {
     uri: String,
     separator: char,
     accept: &'static str,
@@ -35,7 +35,7 @@ pub(super) struct Target {
 
 /// Why a request came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The API server refused, or cannot at the moment.
     #[error("the API server answers {code}{}{message}", if message.is_empty() { "" } else { ": " })]
     Status {
@@ -60,21 +60,21 @@ pub(super) enum Failure {
 /// `metav1.Status`, as far as it is used.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Status {
+pub(crate) struct Status {
     kind: String,
-    pub(super) code: u16,
-    pub(super) reason: String,
-    pub(super) message: String,
+    pub(crate) code: u16,
+    pub(crate) reason: String,
+    pub(crate) message: String,
 }
 
 impl Target {
     /// A resource's path, asked for in this form.
-    pub(super) fn new(path: impl Into<String>, accept: &'static str) -> Self {
+    pub(crate) fn new(path: impl Into<String>, accept: &'static str) -> Self {
         Self { uri: path.into(), separator: '?', accept }
     }
 
     /// With one more parameter.
-    pub(super) fn with(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
         self.uri.push(self.separator);
         self.separator = '&';
         self.uri.push_str(name);
@@ -91,12 +91,12 @@ impl Target {
 }
 
 impl Api {
-    pub(super) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         Self(client)
     }
 
     /// Asks for all of an answer.
-    pub(super) async fn fetch(&self, target: &Target, within: Duration) -> Result<Vec<u8>, Failure> {
+    pub(crate) async fn fetch(&self, target: &Target, within: Duration) -> Result<Vec<u8>, Failure> {
         let whole = async {
             let answer = self.open(target).await?;
             collect(answer.into_body(), MAX_ANSWER).await
@@ -105,7 +105,7 @@ impl Api {
     }
 
     /// Asks for an answer that has no end, line by line.
-    pub(super) async fn follow(&self, target: &Target) -> Result<Lines, Failure> {
+    pub(crate) async fn follow(&self, target: &Target) -> Result<Lines, Failure> {
         Ok(Lines::new(self.open(target).await?.into_body()))
     }
 
@@ -130,12 +130,12 @@ impl Api {
 
 impl Failure {
     /// Whether this is the answer to a version that the API server no longer has.
-    pub(super) fn is_expired(&self) -> bool {
+    pub(crate) fn is_expired(&self) -> bool {
         matches!(self, Self::Status { code: 410, .. })
     }
 
     /// When the server wants to be asked again.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             _ => None,
@@ -143,7 +143,7 @@ impl Failure {
     }
 
     /// What came could not be read, and how it begins.
-    pub(super) fn garbage(error: &serde_json::Error, text: &[u8]) -> Self {
+    pub(crate) fn garbage(error: &serde_json::Error, text: &[u8]) -> Self {
         let start = String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
         Self::Garbage(format!("{error}, in {:?}", shortened(&start)))
     }
@@ -151,12 +151,12 @@ impl Failure {
 
 impl Status {
     /// Whether a body that was read as one is one.
-    pub(super) fn is_one(&self) -> bool {
+    pub(crate) fn is_one(&self) -> bool {
         self.kind == "Status"
     }
 
     /// What a watch that ends in this says. Some servers give a reason with no code.
-    pub(super) fn into_failure(self) -> Failure {
+    pub(crate) fn into_failure(self) -> Failure {
         let expired = matches!(self.reason.as_str(), "Expired" | "Gone");
         let code = if expired { 410 } else { self.code };
         Failure::Status { code, message: shortened(&self.message), retry_after: None }
@@ -186,7 +186,7 @@ fn transport(error: &kube::Error) -> Failure {
 }
 
 /// An error and what is below it: "client error (Connect): tcp connect error: Connection refused".
-pub(super) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut below = error.source();
     while let Some(cause) = below {

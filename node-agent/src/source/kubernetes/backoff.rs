@@ -14,18 +14,18 @@ const FORGET: Duration = Duration::from_secs(120);
 /// Waits that grow, each of them between half and all of what it could be: a thousand nodes whose API server comes back
 /// must not come back at once.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
     last: Option<Instant>,
 }
 
 impl Backoff {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { next: MIN, last: None }
     }
 
     /// The wait after one more failure. `at_least` is what the server asked for.
-    pub(super) fn after_failure(&mut self, now: Instant, at_least: Option<Duration>) -> Duration {
+    pub(crate) fn after_failure(&mut self, now: Instant, at_least: Option<Duration>) -> Duration {
         if self.last.is_none_or(|last| now.duration_since(last) > FORGET) {
             self.next = MIN;
         }
@@ -37,7 +37,7 @@ impl Backoff {
 }
 
 /// Between half of it and all of it, by chance.
-pub(super) fn spread(whole: Duration) -> Duration {
+pub(crate) fn spread(whole: Duration) -> Duration {
     // The standard library's hasher is keyed by chance.
     let chance = RandomState::new().hash_one(0_u8) % 1024;
     whole.mul_f64(0.5 + chance as f64 / 2048.0)

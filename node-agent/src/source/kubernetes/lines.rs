@@ -9,7 +9,7 @@ use kube::client::Body;
 const MAX_LINE: usize = 16 * 1024 * 1024;
 
 /// A body that is read line by line.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     body: Body,
     buffer: BytesMut,
     /// How much of the buffer is known to hold no end of a line.
@@ -20,7 +20,7 @@ pub(super) struct Lines {
 
 /// What was read.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// A line without its end.
     Text(Bytes),
     /// A line that was longer than any that is taken; it was passed over.
@@ -28,12 +28,12 @@ pub(super) enum Line {
 }
 
 impl Lines {
-    pub(super) fn new(body: Body) -> Self {
+    pub(crate) fn new(body: Body) -> Self {
         Self { body, buffer: BytesMut::new(), searched: 0, skipping: false }
     }
 
     /// The next line; `None` at the body's end, where half a line is dropped. May be cancelled and called again.
-    pub(super) async fn next(&mut self) -> Result<Option<Line>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Line>, Failure> {
         loop {
             if let Some(line) = self.take() {
                 return Ok(Some(line));

@@ -3,12 +3,12 @@
 //! Two watches and nothing else in steady state. What is kept of an object is what decisions need of it: a few hundred
 //! bytes a pod, a hundred a namespace.
 
-mod api;
-mod backoff;
+pub(crate) mod api;
+pub(crate) mod backoff;
 mod client;
 mod follow;
 mod known;
-mod lines;
+pub(crate) mod lines;
 mod lookup;
 mod pod;
 mod report;

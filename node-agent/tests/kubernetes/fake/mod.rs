@@ -177,7 +177,7 @@ impl FakeApi {
         self.wake();
     }
 
-    /// The next request of this kind (`GET pod`, `LIST pods`, `WATCH namespaces`, `PATCH pod`, `POST event`) gets this.
+    /// The next request of this kind ([`Seen::what`]) gets this.
     pub fn script(&self, what: &'static str, answer: Scripted) {
         self.state().script.push_back((what, answer));
     }
@@ -242,7 +242,12 @@ impl State {
     fn apply(&mut self, mut object: Value) {
         self.version += 1;
         let version = self.version;
-        let resource = if object["kind"] == "Namespace" { "namespaces" } else { "pods" };
+        let resource = match object["kind"].as_str() {
+            Some("Namespace") => "namespaces",
+            Some("Node") => "nodes",
+            Some("DaemonSet") => "daemonsets",
+            _ => "pods",
+        };
         object["metadata"]["resourceVersion"] = json!(version.to_string());
         let key = key(&object);
         let before = self.objects.insert((resource, key), object.clone());
@@ -266,9 +271,10 @@ impl State {
 }
 
 impl Seen {
-    /// `WATCH pods`, `LIST namespaces`, `GET pod`, `PATCH pod`, `POST event`.
+    /// `WATCH pods`, `LIST namespaces`, `GET pod`, `PATCH pod`, `POST event`, `GET daemonset`, `GET node`.
     pub fn what(&self) -> String {
-        let parts: Vec<_> = self.path.trim_start_matches("/api/v1/").split('/').collect();
+        let path = self.path.trim_start_matches("/api/v1/").trim_start_matches("/apis/apps/v1/");
+        let parts: Vec<_> = path.split('/').collect();
         let verb = match (self.method.as_str(), parts.len()) {
             ("GET", 1) if self.query.get("watch").is_some_and(|watch| watch == "true") => "WATCH",
             ("GET", 1) => "LIST",
@@ -278,6 +284,8 @@ impl Seen {
             [resource] => resource,
             [_, _, "pods", ..] => "pod",
             [_, _, "events", ..] => "event",
+            [_, _, "daemonsets", _] => "daemonset",
+            ["nodes", _] => "node",
             _ => "something else",
         };
         format!("{verb} {what}")
@@ -303,6 +311,21 @@ pub fn pod(key: &str, uid: &str) -> Value {
         "spec": {"nodeName": "node1", "serviceAccountName": "app", "containers": [{"name": "app", "image": "app"}]},
         "status": {"phase": "Running", "podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}]},
     })
+}
+
+/// A node with these labels and taints.
+pub fn node(name: &str, labels: &Value, taints: &Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": format!("node-{name}"), "labels": labels},
+           "spec": {"podCIDR": "10.77.1.0/24", "taints": taints}, "status": {"nodeInfo": {"architecture": "amd64"}}})
+}
+
+/// A DaemonSet whose pods are of this `spec`.
+pub fn daemon_set(key: &str, uid: &str, spec: &Value) -> Value {
+    let (namespace, name) = key.split_once('/').unwrap();
+    json!({"apiVersion": "apps/v1", "kind": "DaemonSet",
+           "metadata": {"name": name, "namespace": namespace, "uid": uid},
+           "spec": {"selector": {"matchLabels": {"app": name}},
+                    "template": {"metadata": {"labels": {"app": name}}, "spec": spec}}})
 }
 
 /// A namespace, with this dataplane mode.

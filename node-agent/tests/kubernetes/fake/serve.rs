@@ -61,7 +61,9 @@ pub async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
         "LIST namespaces" => list("namespaces", &seen, &shared),
         "WATCH pods" => watch("pods", &seen, &shared),
         "WATCH namespaces" => watch("namespaces", &seen, &shared),
-        "GET pod" => one(&seen, &shared),
+        "GET pod" => one("pods", &seen, &shared),
+        "GET daemonset" => one("daemonsets", &seen, &shared),
+        "GET node" => one("nodes", &seen, &shared),
         "PATCH pod" => patch(&seen, &shared),
         "POST event" => Ok(Response::builder().status(201).body(whole(seen.body)).unwrap()),
         what => status(404, "NotFound", what),
@@ -84,15 +86,15 @@ fn list(resource: &'static str, seen: &Seen, shared: &Shared) -> Answer {
     ok(json!({"kind": "List", "apiVersion": "v1", "metadata": metadata, "items": items}).to_string())
 }
 
-fn one(seen: &Seen, shared: &Shared) -> Answer {
-    let parts: Vec<_> = seen.path.split('/').collect();
-    let [_, _, _, _, namespace, _, name, ..] = parts.as_slice() else {
-        return status(404, "NotFound", "path");
+fn one(resource: &'static str, seen: &Seen, shared: &Shared) -> Answer {
+    let parts: Vec<_> = seen.path.split('/').skip_while(|part| *part != "namespaces").collect();
+    let key = match parts.as_slice() {
+        [_, namespace, _, name, ..] => format!("{namespace}/{name}"),
+        _ => seen.path.rsplit('/').next().unwrap_or_default().to_owned(),
     };
-    let key = format!("{namespace}/{name}");
-    match shared.state().objects.get(&("pods", key)) {
-        Some(object) => ok(object.to_string()),
-        None => status(404, "NotFound", "no such pod"),
+    match shared.state().objects.get(&(resource, key)) {
+        Some(object) => ok(cut(object, seen).to_string()),
+        None => status(404, "NotFound", "no such object"),
     }
 }
 
