@@ -87,6 +87,12 @@ manifests: ## Render install/manifests from the chart (needs Go)
 	@ci/cluster helm
 	@ci/manifests
 
+.PHONY: chart-test
+chart-test: cluster-bin ## Check the chart with real helm and the API server's own code, and that install/manifests is up to date (needs Go)
+	@ci/manifests --check
+	cargo build -p sluice-agent -p sluice-install
+	cargo test -p sluice-install --test chart -- --ignored
+
 .PHONY: cluster-up
 cluster-up: setup build cluster-bin ## Start Kubernetes on this machine, in the background (needs root)
 	$(SLUICE_BIN_DIR)/sluice-cluster up

@@ -1,0 +1,61 @@
+//! What is said after the installation: helm renders it only for a cluster, so a template beside it shows it here.
+
+use super::helm::{root, template_of, values};
+use serde_json::Value;
+use std::process::Command;
+
+fn notes(args: &[&str]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let chart = dir.path().join("sluice");
+    assert!(Command::new("cp").arg("-r").arg(root().join("chart")).arg(&chart).status().unwrap().success());
+    let shows = r#"notes: {{ include "sluice.notes" . | quote }}"#;
+    std::fs::write(chart.join("templates/shows.yaml"), shows).unwrap();
+    let text = template_of(&chart, &[&["--show-only", "templates/shows.yaml"], args].concat()).unwrap();
+    let shown: Value = serde_norway::from_str(&text).unwrap();
+    shown["notes"].as_str().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn what_of_istio_cnis_values_means_nothing_is_said() {
+    let text = notes(&["--values", &values("istio-cni")]);
+    let said = |key: &str| text.lines().any(|line| line.starts_with(&format!("  {key}: ")));
+    for key in [
+        "hub",
+        "tag",
+        "variant",
+        "image",
+        "cniConfFileName",
+        "istioOwnedCNIConfigFileName",
+        "provider",
+        "privileged",
+        "chained",
+        "repair",
+        "ambient.reconcileIptablesOnStartup",
+        "ambient.shareHostNetworkNamespace",
+        "global.hub",
+        "global.tag",
+        "global.nativeNftables",
+        "global.networkPolicy",
+        "env.AMBIENT_DISABLE_SAFE_UPGRADE",
+    ] {
+        assert!(said(key), "{key} is not in:\n{text}");
+    }
+    for key in ["cniBinDir", "excludeNamespaces", "ambient.dnsCapture", "env.HOST_PROBE_SNAT_IP", "revision"]
+    {
+        assert!(!said(key), "{key} is in:\n{text}");
+    }
+    assert!(text.contains("terminationGracePeriodSeconds is 20"), "{text}");
+    let nested = notes(&["--values", &values("istio-cni-nested")]);
+    assert!(nested.contains("  ambient.redirectMode: ") && nested.contains("  global.defaultResources: "));
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn nothing_is_said_of_values_that_nobody_set() {
+    let text = notes(&[]);
+    assert!(!text.contains("istio-cni"), "{text}");
+    assert!(text.contains("/etc/cni/net.d") && text.contains("rollout status"), "{text}");
+    let local = notes(&["--set", "seccomp.type=Localhost"]);
+    assert!(local.contains("sluice/seccomp.json"), "{local}");
+}

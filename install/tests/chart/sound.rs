@@ -1,0 +1,107 @@
+//! Every rendering: helm and the API server take it, and it asks for no privilege beyond the known ones.
+
+use super::helm::{apicheck, render, renderings, root, run, strings, values};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn helm_finds_nothing_wrong() {
+    let chart = root().join("chart").display().to_string();
+    for values in renderings() {
+        let values: Vec<_> = values.iter().map(String::as_str).collect();
+        let said = run("helm", &[&["lint", "--strict", &chart], &values[..]].concat());
+        assert!(said.is_ok(), "{values:?}: {said:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn the_api_server_takes_every_object() {
+    for values in renderings() {
+        let rendered = render(&values.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = apicheck(&rendered.text, None);
+        assert!(said.is_ok(), "{values:?}: {said:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn no_rendering_asks_for_more() {
+    let set = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<BTreeSet<_>>();
+    for values in renderings() {
+        let rendered = render(&values.iter().map(String::as_str).collect::<Vec<_>>());
+        let pod = rendered.pod();
+        for never in ["hostPID", "hostIPC", "shareProcessNamespace", "initContainers"] {
+            assert_eq!(pod[never], Value::Null, "{values:?}: {never}");
+        }
+        for container in pod["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!(context["privileged"], false);
+            assert_eq!(context["allowPrivilegeEscalation"], false);
+            assert_eq!(context["readOnlyRootFilesystem"], true);
+            assert_eq!(strings(&context["capabilities"]["drop"]), set(&["ALL"]));
+            let added = match container["name"].as_str().unwrap() {
+                "agent" => set(&["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "NET_BROADCAST"]),
+                "install" => set(&["CHOWN", "DAC_OVERRIDE", "FOWNER"]),
+                other => panic!("a container {other}"),
+            };
+            assert_eq!(strings(&context["capabilities"]["add"]), added, "{values:?}");
+        }
+        // Rights to change something: these, and what taints need where taints are removed.
+        let taints = rendered.config()["nodeTaints"] != Value::Null;
+        let mut writes = set(&["pods/status", "events"]);
+        if taints {
+            writes.insert("nodes".to_owned());
+        }
+        let mut found = BTreeSet::new();
+        for role in rendered
+            .objects
+            .iter()
+            .filter(|object| matches!(object["kind"].as_str(), Some("Role" | "ClusterRole")))
+        {
+            for rule in role["rules"].as_array().unwrap() {
+                let verbs = strings(&rule["verbs"]);
+                assert!(!verbs.contains("*") && !verbs.contains("delete"), "{rule}");
+                if verbs.iter().any(|verb| ["create", "patch", "update"].contains(&verb.as_str())) {
+                    found.extend(strings(&rule["resources"]));
+                }
+            }
+        }
+        assert_eq!(found, writes, "{values:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn parts_can_be_left_out() {
+    let alone = render(&["--values", &values("agent-only")]);
+    assert_eq!(alone.pod()["containers"].as_array().unwrap().len(), 1);
+    assert_eq!(alone.count("ValidatingAdmissionPolicy"), 0);
+    assert_eq!(alone.config()["criSocket"], "");
+    assert_eq!(alone.writes("agent", "/run/containerd"), None);
+    let old = render(&["--kube-version", "1.29.0"]);
+    assert_eq!(old.count("ValidatingAdmissionPolicy"), 0, "it has none");
+    let agent = &old.container("agent")["securityContext"];
+    assert_eq!(agent["appArmorProfile"], Value::Null, "it has no such field");
+    let annotations = &old.one("DaemonSet")["spec"]["template"]["metadata"]["annotations"];
+    assert_eq!(annotations["container.apparmor.security.beta.kubernetes.io/agent"], "unconfined");
+    let (cluster, namespace) = (
+        render(&["--set", "global.resourceScope=cluster"]),
+        render(&["--set", "global.resourceScope=namespace"]),
+    );
+    let all = render(&[]).objects.len();
+    assert_eq!(cluster.objects.len() + namespace.objects.len(), all);
+    assert!(cluster.objects.iter().all(|object| object["metadata"]["namespace"] == Value::Null));
+    assert!(namespace.objects.iter().all(|object| object["metadata"]["namespace"] == "mesh"));
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn kustomize_builds_the_bases() {
+    for base in ["manifests", "manifests/complete"] {
+        let built = run("kubectl", &["kustomize", &root().join(base).display().to_string()]).unwrap();
+        let said = apicheck(&built, None).unwrap();
+        assert!(said.contains("these 12 objects"), "{base}: {said}");
+    }
+}
