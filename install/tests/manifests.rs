@@ -135,6 +135,7 @@ fn the_agent_may_ask_for_this_and_nothing_else() {
             ("namespaces", set(["get", "list", "watch"])),
             ("pods/status", set(["patch"])),
             ("events", set(["create", "patch"])),
+            ("nodes", set(["get"])),
         ];
         assert_eq!(rights, BTreeMap::from(expected.map(|(resource, verbs)| (resource.to_owned(), verbs))));
         let own = of_kind(documents(dir), "Role");
@@ -252,13 +253,15 @@ fn probes_and_configuration_agree() {
         let proc = container["volumeMounts"].as_array().unwrap().iter().find(|mount| mount["name"] == "proc");
         assert_eq!(config["hostProc"], proc.unwrap()["mountPath"]);
         assert_eq!(container["args"], json!(["--config=/etc/sluice/agent.yaml"]));
-        // nodeName, by the agent's own name for the variable; and its DaemonSet.
+        // nodeName, by the agent's own name for the variable; and its DaemonSet and pod.
         let field = |path: &str| json!({"fieldRef": {"fieldPath": path}});
         assert_eq!(
             container["env"],
             json!([
                 {"name": "SLUICE_NODE_NAME", "valueFrom": field("spec.nodeName")},
                 {"name": "SLUICE_NAMESPACE", "valueFrom": field("metadata.namespace")},
+                {"name": "SLUICE_POD_NAME", "valueFrom": field("metadata.name")},
+                {"name": "SLUICE_POD_UID", "valueFrom": field("metadata.uid")},
                 {"name": "SLUICE_DAEMONSET", "value": "sluice-agent"},
             ])
         );

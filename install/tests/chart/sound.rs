@@ -69,6 +69,14 @@ fn no_rendering_asks_for_more() {
             }
         }
         assert_eq!(found, writes, "{values:?}");
+        // Where there are policies, each of these is narrowed by one.
+        let policies = rendered.objects.iter().filter(|object| object["kind"] == "ValidatingAdmissionPolicy");
+        let rules = policies.flat_map(|policy| {
+            policy["spec"]["matchConstraints"]["resourceRules"].as_array().unwrap().clone()
+        });
+        let narrowed: BTreeSet<_> = rules.flat_map(|rule| strings(&rule["resources"])).collect();
+        assert!(narrowed == writes || narrowed.is_empty(), "{values:?}: {narrowed:?}");
+        assert_eq!(rendered.count("ValidatingAdmissionPolicyBinding"), narrowed.len());
     }
 }
 
