@@ -5,7 +5,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use sluice_shared::wire::{MAX_MESSAGE, Reply, Request, Verb, WIRE_VERSION};
+use sluice_shared::wire::{MAX_MESSAGE, Reply, Request, SERVING, Verb, WIRE_VERSION};
 use std::os::fd::AsRawFd;
 
 /// The longest that each step of the question takes, in seconds.
@@ -25,7 +25,8 @@ pub fn serves(path: &str) -> Result<(), String> {
     let mut reply = vec![0; MAX_MESSAGE];
     let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty()).map_err(failed)?;
     match serde_json::from_slice(reply.get(..length).unwrap_or_default()) {
-        Ok(Reply::Ok { .. }) => Ok(()),
+        Ok(Reply::Ok { outcome }) if outcome == SERVING => Ok(()),
+        Ok(Reply::Ok { outcome }) => Err(format!("the agent is {outcome}")),
         Ok(Reply::Error { msg, .. }) => Err(format!("the agent says: {msg}")),
         Err(_) => Err(format!("the agent on {path} answers with something that is no answer")),
     }

@@ -20,7 +20,7 @@ use crate::source::cni::CniSource;
 use crate::workloads::Registry;
 use crate::zds;
 use anyhow::Context as _;
-use installation::Installation;
+use installation::{Installation, Parts};
 use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
@@ -105,7 +105,15 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         namespaces: Namespaces::default(),
         lookup: source.lookup,
     });
-    let installation = Installation::start(config, source.client, cx.synced.subscribe());
+    let health = Health::new(metrics.clone());
+    let (installation, standing) = Installation::start(Parts {
+        config,
+        client: source.client,
+        status: cx.status.clone(),
+        metrics: metrics.clone(),
+        health: &health,
+        synced: cx.synced.subscribe(),
+    })?;
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
@@ -120,10 +128,10 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         source.problem,
         backend_choice,
         drift_watch_now,
+        standing,
     );
     let admin = admin::Server::bind(&config.admin_socket, Arc::new(view)).context("adminSocket")?;
     let cni = CniSource::bind(&config.agent_socket, metrics.clone()).context("agentSocket")?;
-    let health = Health::new(metrics.clone());
     if let Some(address) = config.metrics_address {
         let server = health::Server::bind(address, health.clone()).await.context("metricsAddress")?;
         tokio::spawn(server.run());

@@ -68,6 +68,12 @@ impl Health {
         }
     }
 
+    /// Why an ADD cannot be served, or `None`; and whenever that changes.
+    #[must_use]
+    pub fn waiting_for(&self) -> watch::Receiver<Option<String>> {
+        self.waiting_for.subscribe()
+    }
+
     /// The answer to a request, by its method and path.
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {

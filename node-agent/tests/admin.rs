@@ -6,11 +6,13 @@
 
 use sluice_agent::admin::{Server, View, WhyError};
 use sluice_shared::admin::{
-    ADMIN_VERSION, AdminReply, Check, Choice, MAX_ADMIN_REQUEST, NodeStatus, PodStatus, SourceStatus, State,
-    ZtunnelStatus,
+    ADMIN_VERSION, AdminReply, Check, Choice, LeaseState, LeaseStatus, MAX_ADMIN_REQUEST, NodeStatus,
+    PodStatus, SourceStatus, State, ZtunnelStatus,
 };
+use sluice_shared::conflist::Way;
 use sluice_shared::enroll::{Because, Overrides, Reason};
 use sluice_shared::ids::{Ifname, NetnsId, PodUid};
+use sluice_shared::install::{self, Fought, INSTALL_VERSION, Installation};
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -162,6 +164,25 @@ fn pending() -> PodStatus {
     PodStatus { checks, ips: Vec::new(), ..pod("cart", State::Pending, reason) }
 }
 
+fn installation() -> Installation {
+    Installation {
+        version: INSTALL_VERSION,
+        boot: "b2d0a5de".to_owned(),
+        state: install::State::Chained,
+        message: "our entry is in the chain".to_owned(),
+        directory: "/etc/cni/net.d".to_owned(),
+        way: Some(Way::InPlace),
+        why: "the runtime's libcni is older than 1.3 and knows no drop-ins".to_owned(),
+        file: Some("10-calico.conflist".to_owned()),
+        primary: Some("10-calico.conflist".to_owned()),
+        primary_seen: true,
+        writes: 9,
+        repairs: 7,
+        fight: None,
+        updated: 0,
+    }
+}
+
 fn healthy() -> NodeStatus {
     NodeStatus {
         version: ADMIN_VERSION,
@@ -173,6 +194,8 @@ fn healthy() -> NodeStatus {
         probes: choice("source", "snat: the host refuses our table (EPERM)"),
         mark_guard: choice("on", ""),
         drift_watch: choice("events", "a change is seen at once"),
+        installation: Some(Box::new(installation())),
+        lease: Some(LeaseStatus { state: LeaseState::Held, age_seconds: 12, horizon_seconds: 3600 }),
         ztunnels: vec![ZtunnelStatus {
             connection: 2,
             pid: 4711,
@@ -188,6 +211,19 @@ fn troubled() -> NodeStatus {
     status.serving = false;
     status.source.problem =
         Some("/etc/sluice/pods.yaml: line 3, column 5: pods[0].uid: wrong\u{1b}[2J".to_owned());
+    let fight = Fought {
+        file: "10-calico.conflist".to_owned(),
+        times: 5,
+        seconds: 20,
+        every: 4,
+        suspect: "calico-node (install-cni)".to_owned(),
+    };
+    status.installation = Some(Box::new(Installation {
+        state: install::State::Fighting,
+        fight: Some(fight),
+        ..installation()
+    }));
+    status.lease = Some(LeaseStatus { state: LeaseState::Lapsed, age_seconds: 4000, horizon_seconds: 3600 });
     status.ztunnels.insert(0, ZtunnelStatus { connection: 3, pid: 0, ready: false, cgroup: None });
     status.pods.extend([
         pending(),
@@ -208,7 +244,8 @@ fn status_in_words() {
     assert_golden("status-troubled.txt", &stdout(&output));
     assert_eq!(output.status.code(), Some(2));
 
-    let empty = NodeStatus { ztunnels: Vec::new(), pods: Vec::new(), ..healthy() };
+    let (installation, lease) = (None, None);
+    let empty = NodeStatus { ztunnels: Vec::new(), pods: Vec::new(), installation, lease, ..healthy() };
     let output = Fixture::new(empty).ctl(&["status"]);
     assert_golden("status-empty.txt", &stdout(&output));
     assert_eq!(output.status.code(), Some(0));
@@ -218,6 +255,17 @@ fn status_in_words() {
 fn status_does_not_excuse_a_node_that_cannot_serve() {
     let output = Fixture::new(NodeStatus { serving: false, ..healthy() }).ctl(&["status"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn status_does_not_excuse_a_chain_without_the_plugin() {
+    let message = "/etc/cni/net.d cannot be written: Read-only file system".to_owned();
+    let blocked = Installation { state: install::State::Blocked, message, ..installation() };
+    let output =
+        Fixture::new(NodeStatus { installation: Some(Box::new(blocked)), ..healthy() }).ctl(&["status"]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = stdout(&output);
+    assert!(text.contains("chain     ✗ blocked: /etc/cni/net.d cannot be written"), "{text}");
 }
 
 #[test]

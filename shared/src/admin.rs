@@ -3,6 +3,7 @@
 
 use crate::enroll::{Because, Overrides, Reason};
 use crate::ids::{NetnsId, PodUid};
+use crate::install::{Holding, Installation, Lease};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -65,6 +66,12 @@ pub struct NodeStatus {
     pub mark_guard: Choice,
     /// The drift watch: `events` (seen at once) or `sweep` (seen within a second), and why.
     pub drift_watch: Choice,
+    /// How the plugin's installation stands, as the installer has written it in this boot; `None` when it has not.
+    #[serde(default)]
+    pub installation: Option<Box<Installation>>,
+    /// The installation's lease; `None` when there is none.
+    #[serde(default)]
+    pub lease: Option<LeaseStatus>,
     /// Every ztunnel that is connected, newest first.
     pub ztunnels: Vec<ZtunnelStatus>,
     /// Every pod that the agent knows.
@@ -87,6 +94,30 @@ pub struct Choice {
     pub chosen: String,
     /// Why: one line, also for what was tried before and failed.
     pub because: String,
+}
+
+/// The lease that the plugin goes by while no agent answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeaseStatus {
+    /// Whether it holds.
+    pub state: LeaseState,
+    /// How long ago the installer renewed it, in this boot.
+    pub age_seconds: u64,
+    /// How long it holds without that.
+    pub horizon_seconds: u64,
+}
+
+/// Whether a lease holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Without an agent to ask, pods of the mesh wait.
+    Held,
+    /// It was given up: nobody waits.
+    Released,
+    /// It was not renewed for too long: nobody waits.
+    Lapsed,
 }
 
 /// One connected ztunnel.
@@ -166,6 +197,34 @@ pub struct Check {
 impl State {
     /// Every state, in the order in which a pod goes through them.
     pub const ALL: [Self; 5] = [Self::Outside, Self::Pending, Self::Enabled, Self::Draining, Self::Drifted];
+}
+
+impl LeaseStatus {
+    /// A lease at `now`, in seconds of the boot `boot`.
+    #[must_use]
+    pub fn of(lease: &Lease, boot: &str, now: u64) -> Self {
+        let state = match lease.holding(boot, now) {
+            Holding::Held => LeaseState::Held,
+            Holding::Released => LeaseState::Released,
+            Holding::Lapsed(_) => LeaseState::Lapsed,
+        };
+        Self { state, age_seconds: lease.age(boot, now), horizon_seconds: lease.horizon }
+    }
+}
+
+impl LeaseState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Held, Self::Released, Self::Lapsed];
+
+    /// As in messages and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Held => "held",
+            Self::Released => "released",
+            Self::Lapsed => "lapsed",
+        }
+    }
 }
 
 impl std::fmt::Display for State {

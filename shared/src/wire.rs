@@ -10,6 +10,8 @@ use std::net::IpAddr;
 
 /// The version of the plugin-to-agent messages. The agent answers [`Reply::Error`] to any other.
 pub const WIRE_VERSION: u32 = 1;
+/// The outcome of STATUS by which the agent says that an ADD can be served; with any other, it is still starting.
+pub const SERVING: &str = "serving";
 /// The longest message taken from or sent on the agent's socket, in bytes. A prevResult is never sent, only the
 /// addresses in it, so a real message has a few hundred.
 pub const MAX_MESSAGE: usize = 64 * 1024;

@@ -44,7 +44,7 @@ use sluice_shared::ids::{NetnsId, PodUid};
 use sluice_shared::lower::Backend;
 use sluice_shared::membership::Fallback;
 use sluice_shared::plan::{Hold, RedirectConfig};
-use sluice_shared::wire::{Attachment, Reply, Verb};
+use sluice_shared::wire::{Attachment, Reply, SERVING, Verb};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -279,7 +279,9 @@ impl Reconciler {
                 self.cx.registry.broadcast(|| Message::Retain(Arc::clone(&valid)));
                 answer_ok(reply, "attachments compared");
             }
-            Verb::Status => answer_ok(reply, "serving"),
+            // An error would make the node NotReady: see docs/decisions/0001-status-never-blocks.md.
+            Verb::Status if *self.cx.synced.borrow() => answer_ok(reply, SERVING),
+            Verb::Status => answer_ok(reply, "starting: the source has not shown this node's pods yet"),
             Verb::Log { .. } => answer_ok(reply, "logged"),
         }
     }

@@ -2,8 +2,11 @@
 
 use super::{Context, Message};
 use crate::admin::{View, WhyError};
+use crate::installed::Standing;
 use crate::zds;
-use sluice_shared::admin::{ADMIN_VERSION, Choice, NodeStatus, PodStatus, SourceStatus, ZtunnelStatus};
+use sluice_shared::admin::{
+    ADMIN_VERSION, Check, Choice, NodeStatus, PodStatus, SourceStatus, State, ZtunnelStatus,
+};
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
@@ -15,6 +18,7 @@ pub struct NodeView {
     problem: watch::Receiver<Option<String>>,
     backend: Choice,
     drift_watch: watch::Receiver<Choice>,
+    standing: watch::Receiver<Standing>,
 }
 
 impl NodeView {
@@ -27,8 +31,20 @@ impl NodeView {
         problem: watch::Receiver<Option<String>>,
         backend: Choice,
         drift_watch: watch::Receiver<Choice>,
+        standing: watch::Receiver<Standing>,
     ) -> Self {
-        Self { cx, node_name, source, problem, backend, drift_watch }
+        Self { cx, node_name, source, problem, backend, drift_watch, standing }
+    }
+
+    /// Whether the runtime calls the plugin for pods that start; `None` where no installer says.
+    fn chain(&self) -> Option<Check> {
+        let standing = self.standing.borrow();
+        let found = standing.installation.as_ref()?;
+        let detail = match found.state.is_chained() {
+            true => "a pod that starts on this node is captured before it runs".to_owned(),
+            false => format!("a pod that starts on this node is captured late, or not: {}", found.message),
+        };
+        Some(Check { name: "the plugin is in the chain".into(), ok: found.state.is_chained(), detail })
     }
 
     fn ztunnels(&self) -> Vec<ZtunnelStatus> {
@@ -44,6 +60,7 @@ impl NodeView {
 
 impl View for NodeView {
     async fn status(&self) -> NodeStatus {
+        let Standing { installation, lease } = self.standing.borrow().clone();
         NodeStatus {
             version: ADMIN_VERSION,
             agent_version: env!("CARGO_PKG_VERSION").into(),
@@ -54,6 +71,8 @@ impl View for NodeView {
             probes: self.cx.host.choice().clone(),
             mark_guard: self.cx.trust.choice(),
             drift_watch: self.drift_watch.borrow().clone(),
+            installation: installation.map(Box::new),
+            lease,
             ztunnels: self.ztunnels(),
             pods: self.cx.registry.showings().into_iter().map(|showing| showing.status).collect(),
         }
@@ -65,6 +84,11 @@ impl View for NodeView {
         if !self.cx.registry.send_existing(&uid, Message::Inspect(reply)) {
             return Err(WhyError::Unknown(pod.to_owned()));
         }
-        answer.await.map_err(|_| WhyError::Unknown(pod.to_owned()))
+        let mut status = answer.await.map_err(|_| WhyError::Unknown(pod.to_owned()))?;
+        // What does not run yet, or was not captured when it started.
+        if status.because.is_some() && status.state != State::Enabled {
+            status.checks.extend(self.chain());
+        }
+        Ok(status)
     }
 }

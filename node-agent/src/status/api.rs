@@ -1,4 +1,5 @@
-//! The three requests that the agent writes with: a patch of a pod's status, a new Event, a patch of an Event.
+//! The requests that the agent writes with: a patch of a pod's status, a new Event, a patch of an Event, and a patch of its
+//! node.
 
 use super::annotation::Action;
 use super::outcome::{self, Outcome};
@@ -68,6 +69,18 @@ impl Api {
         let request = segments(&[namespace, name]).and_then(|()| {
             let params = PatchParams { field_manager: Some(WRITER.to_owned()), ..PatchParams::default() };
             events(namespace).patch(name, &params, &Patch::Merge(patch)).map_err(|error| error.to_string())
+        });
+        self.send_if(request).await
+    }
+
+    /// Changes a node by this JSON patch (RFC 6902), whose tests are its preconditions.
+    pub async fn patch_node(&self, name: &str, patch: &Value) -> Outcome {
+        let request = segments(&[name]).and_then(|()| {
+            let body = serde_json::to_vec(patch).map_err(|error| error.to_string())?;
+            let request = hyper::Request::patch(format!("/api/v1/nodes/{name}?fieldManager={WRITER}"))
+                .header(CONTENT_TYPE, "application/json-patch+json")
+                .header(ACCEPT, METADATA_ONLY);
+            request.body(body).map_err(|error| error.to_string())
         });
         self.send_if(request).await
     }

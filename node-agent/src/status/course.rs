@@ -55,6 +55,12 @@ pub enum Occasion {
     Repaired,
     /// An annotation of the pod cannot be read, and is treated as absent.
     InvalidAnnotation,
+    /// Of the agent's own pod, for its node: another program takes the plugin out of the chain again and again.
+    ChainFought,
+    /// The same: the plugin is not in the chain.
+    NotChained,
+    /// The same: it is, after one of these.
+    Chained,
 }
 
 /// A pod's way in, through trouble, and out.
@@ -205,13 +211,16 @@ impl Course {
 
 impl Occasion {
     /// Every occasion.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Captured,
         Self::Released,
         Self::CapturePending,
         Self::CaptureLost,
         Self::Repaired,
         Self::InvalidAnnotation,
+        Self::ChainFought,
+        Self::NotChained,
+        Self::Chained,
     ];
 
     /// The Event's `reason`: what scripts and alerts go by, so it never changes.
@@ -224,13 +233,22 @@ impl Occasion {
             Self::CaptureLost => "CaptureLost",
             Self::Repaired => "Repaired",
             Self::InvalidAnnotation => "InvalidAnnotation",
+            Self::ChainFought => "ChainFought",
+            Self::NotChained => "NotChained",
+            Self::Chained => "Chained",
         }
     }
 
     /// Whether somebody should look.
     #[must_use]
     pub const fn is_warning(self) -> bool {
-        !matches!(self, Self::Captured | Self::Released)
+        !matches!(self, Self::Captured | Self::Released | Self::Chained)
+    }
+
+    /// Whether it is about the node, rather than about the pod that the Event is on.
+    #[must_use]
+    pub const fn is_of_the_node(self) -> bool {
+        matches!(self, Self::ChainFought | Self::NotChained | Self::Chained)
     }
 }
 

@@ -22,10 +22,11 @@ use crate::metrics::Metrics;
 use annotation::Has;
 use api::Api;
 use board::{Board, Remark};
+use course::Said;
 use recorder::{Happening, Recorder};
 use sluice_shared::admin::PodStatus;
 use sluice_shared::facts::PodFacts;
-use sluice_shared::ids::PodUid;
+use sluice_shared::ids::{PodRef, PodUid};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
@@ -86,6 +87,13 @@ impl Sink {
         let Some(desk) = &self.0 else { return };
         if desk.board().shown(&pod.uid, pod.pod_ref(), Has::of(&pod.annotations), Instant::now()) {
             desk.wake.notify_one();
+        }
+    }
+
+    /// Something is to be said on a pod that is not about the pod itself.
+    pub fn remark(&self, pod: &PodRef, uid: &PodUid, said: Said) {
+        if let Some(desk) = &self.0 {
+            desk.say(vec![Remark { uid: uid.clone(), pod: pod.clone(), said }]);
         }
     }
 

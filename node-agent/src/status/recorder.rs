@@ -164,7 +164,10 @@ impl Recorder {
 }
 
 fn message(remark: &Remark) -> String {
-    let (pod, (_, what)): (_, &Said) = (&remark.pod, &remark.said);
+    let (pod, (occasion, what)): (_, &Said) = (&remark.pod, &remark.said);
     let what: String = what.chars().take(MAX_MESSAGE).collect();
-    format!("{what}; see on the node: sluicectl why {pod}")
+    match occasion.is_of_the_node() {
+        true => format!("{what}; see on the node: sluicectl status"),
+        false => format!("{what}; see on the node: sluicectl why {pod}"),
+    }
 }

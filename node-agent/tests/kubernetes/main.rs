@@ -5,6 +5,12 @@
 mod ending;
 mod fake;
 mod fixture;
+mod installation;
 mod lookup;
+#[allow(dead_code, reason = "the tests of adoption use the rest")]
+#[path = "../kernel/adopt/runtime.rs"]
+mod runtime;
 mod source;
 mod status;
+mod taints;
+mod version;

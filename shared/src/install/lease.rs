@@ -57,14 +57,19 @@ impl Lease {
         (lease.version == INSTALL_VERSION).then_some(lease)
     }
 
+    /// How long ago it was renewed, in seconds of the boot `boot`; before that boot counts as at its beginning.
+    #[must_use]
+    pub fn age(&self, boot: &str, now: u64) -> u64 {
+        now.saturating_sub(if self.boot == boot { self.renewed } else { 0 })
+    }
+
     /// How it stands at `now`, in seconds of the boot `boot`.
     #[must_use]
     pub fn holding(&self, boot: &str, now: u64) -> Holding {
         if self.released {
             return Holding::Released;
         }
-        let since = if self.boot == boot { self.renewed } else { 0 };
-        match now.saturating_sub(since) {
+        match self.age(boot, now) {
             gone if gone > self.horizon => Holding::Lapsed(gone),
             _ => Holding::Held,
         }

@@ -120,6 +120,15 @@ pub struct Chaining {
 }
 
 impl State {
+    /// Every state.
+    pub const ALL: [Self; 5] = [Self::Chained, Self::Fighting, Self::Waiting, Self::Blocked, Self::Removed];
+
+    /// Whether our entry is in the chain. In a fight it is, most of the time.
+    #[must_use]
+    pub fn is_chained(self) -> bool {
+        matches!(self, Self::Chained | Self::Fighting)
+    }
+
     /// As in the file.
     #[must_use]
     pub fn as_str(self) -> &'static str {

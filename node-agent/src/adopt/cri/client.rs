@@ -1,8 +1,8 @@
-//! The runtime's socket: gRPC over a unix socket, two calls of `runtime.v1.RuntimeService`, each with a time limit.
+//! The runtime's socket: gRPC over a unix socket, three calls of `runtime.v1.RuntimeService`, each with a time limit.
 
 use super::message::{
     ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxStatusRequest,
-    PodSandboxStatusResponse,
+    PodSandboxStatusResponse, VersionRequest, VersionResponse,
 };
 use hyper::http::Uri;
 use hyper::http::uri::PathAndQuery;
@@ -23,6 +23,7 @@ const MAX_STATUS: usize = 1 << 20;
 
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 const STATUS: &str = "/runtime.v1.RuntimeService/PodSandboxStatus";
+const VERSION: &str = "/runtime.v1.RuntimeService/Version";
 
 /// A connection to the runtime.
 #[derive(Clone)]
@@ -89,6 +90,11 @@ impl Client {
     pub(super) async fn status(&self, id: &str) -> Result<PodSandboxStatusResponse, CallError> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
         self.call(STATUS, request, MAX_STATUS).await
+    }
+
+    /// Which runtime it is.
+    pub(super) async fn version(&self) -> Result<VersionResponse, CallError> {
+        self.call(VERSION, VersionRequest { version: "v1".to_owned() }, MAX_STATUS).await
     }
 
     async fn call<Q, A>(&self, path: &'static str, request: Q, limit: usize) -> Result<A, CallError>

@@ -104,6 +104,23 @@ pub(super) struct NamespaceOption {
     pub(super) network: i32,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct VersionRequest {
+    /// The kubelet's API version; runtimes take any.
+    #[prost(string, tag = "1")]
+    pub(super) version: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct VersionResponse {
+    /// `containerd`, `cri-o`
+    #[prost(string, tag = "2")]
+    pub(super) runtime_name: String,
+    /// `v2.1.4`
+    #[prost(string, tag = "3")]
+    pub(super) runtime_version: String,
+}
+
 /// `SANDBOX_READY`
 pub(super) const READY: i32 = 0;
 /// `NamespaceMode` `POD`: a namespace of the pod's own.

@@ -5,6 +5,9 @@ mod choose;
 mod client;
 mod message;
 pub mod verbose;
+mod version;
+
+pub use version::version;
 
 use super::batch::Batch;
 use super::processes::Handle;
@@ -56,7 +59,7 @@ impl Runtime {
         if self.sockets.is_empty() {
             return Err(Miss::Unknown("off (`criSocket` is empty)".into()));
         }
-        let listing = self.batch.get(self.list()).await.map_err(Miss::Unknown)?;
+        let listing = self.batch.get(first_that_shows(&self.sockets)).await.map_err(Miss::Unknown)?;
         let id = choose::sandbox(&listing.sandboxes, wanted)?.id.clone();
         let answer = self.status(&id).await?;
         let status = answer.status.as_ref();
@@ -76,32 +79,13 @@ impl Runtime {
         Ok(Found { netns, path, way: Way::Runtime, sandbox: Some(id), aside: Vec::new() })
     }
 
-    /// The sandboxes of the first runtime that shows any: a node may have one that the kubelet does not use.
-    async fn list(&self) -> Result<Listing, String> {
-        let mut reasons = Vec::new();
-        let mut empty = None;
-        for socket in &self.sockets {
-            let listed = async {
-                let client = Client::connect(socket).await?;
-                let sandboxes = client.list().await?;
-                Ok::<_, CallError>(Listing { client, sandboxes })
-            };
-            match listed.await {
-                Ok(listing) if listing.sandboxes.is_empty() => empty = Some(listing),
-                Ok(listing) => return Ok(listing),
-                Err(error) => reasons.push(error.to_string()),
-            }
-        }
-        empty.ok_or_else(|| reasons.join(", "))
-    }
-
     /// Asks for a status. When the runtime as a whole does not answer, others need not wait for that too.
     async fn status(&self, id: &str) -> Result<PodSandboxStatusResponse, Miss> {
         let Ok(_turn) = self.calls.acquire().await else {
             return Err(Miss::Unknown("the agent is stopping".into()));
         };
         // What was listed may have been given up while this pod waited for its turn.
-        let listing = self.batch.get(self.list()).await.map_err(Miss::Unknown)?;
+        let listing = self.batch.get(first_that_shows(&self.sockets)).await.map_err(Miss::Unknown)?;
         match listing.client.status(id).await {
             Ok(answer) => Ok(answer),
             Err(error) => {
@@ -113,6 +97,25 @@ impl Runtime {
             }
         }
     }
+}
+
+/// The sandboxes of the first runtime that shows any: a node may have one that the kubelet does not use.
+async fn first_that_shows(sockets: &[PathBuf]) -> Result<Listing, String> {
+    let mut reasons = Vec::new();
+    let mut empty = None;
+    for socket in sockets {
+        let listed = async {
+            let client = Client::connect(socket).await?;
+            let sandboxes = client.list().await?;
+            Ok::<_, CallError>(Listing { client, sandboxes })
+        };
+        match listed.await {
+            Ok(listing) if listing.sandboxes.is_empty() => empty = Some(listing),
+            Ok(listing) => return Ok(listing),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    empty.ok_or_else(|| reasons.join(", "))
 }
 
 /// Opens the namespace by its path, or, where that leads nowhere from here, by the sandbox's process.

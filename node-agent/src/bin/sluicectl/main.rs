@@ -1,8 +1,8 @@
 //! `sluicectl`, also called as `kubectl sluice`: asks the node agent how its pods stand, and says it in words.
 //!
 //! Exit codes, for scripts: 0 all is as it should be; 1 the agent could not answer; 2 a pod that should be captured is
-//! not, or the agent cannot serve an ADD; 3 the agent knows no such pod; 4 the agent cannot be reached; 64 the command
-//! line is wrong.
+//! not, the agent cannot serve an ADD, or the plugin is not in the chain; 3 the agent knows no such pod; 4 the agent
+//! cannot be reached; 64 the command line is wrong.
 
 mod client;
 mod node;
@@ -139,7 +139,8 @@ fn unreachable(socket: &Path, error: &ClientError, output: Output) -> Outcome {
 }
 
 fn all_captured(status: &NodeStatus) -> bool {
-    status.serving && !status.pods.iter().any(should_be_captured)
+    let chained = status.installation.as_ref().is_none_or(|found| found.state.is_chained());
+    status.serving && chained && !status.pods.iter().any(should_be_captured)
 }
 
 /// Whether a pod should be captured and is not.

@@ -1,7 +1,7 @@
 //! `sluicectl status` in words.
 
 use sluice_agent::visible::printable;
-use sluice_shared::admin::{Choice, NodeStatus, PodStatus, State, ZtunnelStatus};
+use sluice_shared::admin::{Choice, LeaseState, LeaseStatus, NodeStatus, PodStatus, State, ZtunnelStatus};
 use std::fmt::Write;
 
 /// The node first, then its pods by name.
@@ -21,6 +21,12 @@ pub fn render(status: &NodeStatus) -> String {
     line("probes", &choice(&status.probes));
     line("guard", &choice(&status.mark_guard));
     line("watch", &choice(&status.drift_watch));
+    for (index, text) in chain(status).iter().enumerate() {
+        line(if index == 0 { "chain" } else { "" }, text);
+    }
+    if let Some(lease) = &status.lease {
+        line("lease", &self::lease(lease));
+    }
     if status.ztunnels.is_empty() {
         line("ztunnel", "✗ none is connected: new pods of the mesh wait for it");
     }
@@ -33,6 +39,44 @@ pub fn render(status: &NodeStatus) -> String {
     }
     let _ = writeln!(out, "\n{}", summary(&status.pods));
     out
+}
+
+/// How the plugin is in the runtime's chain, and who is against it.
+fn chain(status: &NodeStatus) -> Vec<String> {
+    let Some(found) = &status.installation else {
+        return vec!["not known: no sluice-install has run on this node since it booted".to_owned()];
+    };
+    let mut lines = match (found.state.is_chained(), found.way) {
+        (true, Some(way)) => {
+            let file = found.file.as_deref().map(|file| format!(", in {file}")).unwrap_or_default();
+            let why = if found.why.is_empty() { String::new() } else { format!(" ({})", found.why) };
+            vec![format!("{}{file}{why}", way.as_str())]
+        }
+        (true, None) => vec![found.message.clone()],
+        (false, _) => vec![format!(
+            "✗ {}: {}; pods that start meanwhile are captured late, or not",
+            found.state.as_str(),
+            found.message
+        )],
+    };
+    if let Some(fight) = &found.fight {
+        lines.push(format!(
+            "✗ undone {} times in {} s, and put back every {} s at the most; by {}",
+            fight.times, fight.seconds, fight.every, fight.suspect
+        ));
+    }
+    lines
+}
+
+fn lease(lease: &LeaseStatus) -> String {
+    let age = lease.age_seconds;
+    match lease.state {
+        LeaseState::Held => format!("held, renewed {age} s ago; it holds for {} s", lease.horizon_seconds),
+        LeaseState::Released => "✗ given up: without an agent, pods of the mesh start outside it".to_owned(),
+        LeaseState::Lapsed => {
+            format!("✗ not renewed for {age} s: without an agent, pods of the mesh start outside it")
+        }
+    }
 }
 
 fn choice(choice: &Choice) -> String {

@@ -47,6 +47,9 @@ pub struct Runtime {
     pub manner: Arc<Mutex<Manner>>,
     pub lists: Arc<AtomicUsize>,
     pub statuses: Arc<AtomicUsize>,
+    /// Its name and version.
+    pub version: Arc<Mutex<(String, String)>>,
+    pub versions: Arc<AtomicUsize>,
 }
 
 impl Runtime {
@@ -58,6 +61,8 @@ impl Runtime {
             manner: Arc::new(Mutex::new(manner)),
             lists: Arc::default(),
             statuses: Arc::default(),
+            version: Arc::new(Mutex::new(("containerd".to_owned(), "v2.1.4".to_owned()))),
+            versions: Arc::default(),
         };
         let served = runtime.clone();
         tokio::spawn(async move {
@@ -97,6 +102,11 @@ impl Runtime {
                 let asked = StatusRequest::decode(&asked[5..]).expect("a status request");
                 assert!(asked.verbose);
                 self.status(&asked.pod_sandbox_id, manner)
+            }
+            "/runtime.v1.RuntimeService/Version" => {
+                self.versions.fetch_add(1, Ordering::SeqCst);
+                let (name, version) = self.version.lock().expect("lock").clone();
+                VersionResponse { name, version }.encode_to_vec()
             }
             other => panic!("{other} is not called"),
         };
@@ -187,6 +197,14 @@ struct Metadata {
     namespace: String,
     #[prost(uint32, tag = "4")]
     attempt: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct VersionResponse {
+    #[prost(string, tag = "2")]
+    name: String,
+    #[prost(string, tag = "3")]
+    version: String,
 }
 
 #[derive(Clone, PartialEq, Message)]

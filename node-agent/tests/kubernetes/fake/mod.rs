@@ -271,7 +271,7 @@ impl State {
 }
 
 impl Seen {
-    /// `WATCH pods`, `LIST namespaces`, `GET pod`, `PATCH pod`, `POST event`, `GET daemonset`, `GET node`.
+    /// `WATCH pods`, `LIST namespaces`, `GET pod`, `PATCH pod`, `POST event`, `GET daemonset`, `PATCH node`.
     pub fn what(&self) -> String {
         let path = self.path.trim_start_matches("/api/v1/").trim_start_matches("/apis/apps/v1/");
         let parts: Vec<_> = path.split('/').collect();

@@ -64,6 +64,8 @@ pub async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
         "GET pod" => one("pods", &seen, &shared),
         "GET daemonset" => one("daemonsets", &seen, &shared),
         "GET node" => one("nodes", &seen, &shared),
+        "WATCH nodes" => watch("nodes", &seen, &shared),
+        "PATCH node" => json_patch(&seen, &shared),
         "PATCH pod" => patch(&seen, &shared),
         "POST event" => Ok(Response::builder().status(201).body(whole(seen.body)).unwrap()),
         what => status(404, "NotFound", what),
@@ -125,6 +127,32 @@ fn patch(seen: &Seen, shared: &Shared) -> Answer {
     ok(object.to_string())
 }
 
+/// A JSON patch (RFC 6902) of a node: `test` and `remove`, the second of a list's element.
+fn json_patch(seen: &Seen, shared: &Shared) -> Answer {
+    assert_eq!(seen.headers["content-type"], "application/json-patch+json");
+    let name = seen.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut state = shared.state();
+    let Some(mut object) = state.objects.get(&("nodes", name)).cloned() else {
+        return status(404, "NotFound", "no such node");
+    };
+    for step in serde_json::from_str::<Vec<Value>>(&seen.body).unwrap() {
+        let path = step["path"].as_str().unwrap();
+        let found = object.pointer(path);
+        match step["op"].as_str() {
+            Some("test") if found == Some(&step["value"]) => {}
+            Some("remove") if found.is_some() => {
+                let (list, index) = path.rsplit_once('/').unwrap();
+                object.pointer_mut(list).unwrap().as_array_mut().unwrap().remove(index.parse().unwrap());
+            }
+            _ => return status(422, "Invalid", "testing path failed"),
+        }
+    }
+    state.apply(object.clone());
+    drop(state);
+    shared.changed.send_modify(|count| *count += 1);
+    ok(object.to_string())
+}
+
 fn merge(into: &mut Value, patch: &Value) {
     let Value::Object(fields) = patch else {
         *into = patch.clone();
@@ -148,7 +176,11 @@ fn watch(resource: &'static str, seen: &Seen, shared: &Arc<Shared>) -> Answer {
     if let (true, Streaming::Refused(code)) = (asks_for_list, state.streaming) {
         return status(code, "Invalid", "sendInitialEvents is forbidden");
     }
+    // 0 is whatever the server has at hand, and what changes from then on.
+    let at_hand = seen.query.get("resourceVersion").is_some_and(|text| text == "0");
+    let with_list = with_list || at_hand;
     let from = seen.query.get("resourceVersion").map(|text| text.parse::<u64>().unwrap());
+    let from = from.filter(|_| !at_hand);
     let too_old = from.is_some_and(|from| from < state.oldest);
     if too_old && state.gone_as_status {
         return status(410, "Expired", "too old resource version");
@@ -163,6 +195,8 @@ fn watch(resource: &'static str, seen: &Seen, shared: &Arc<Shared>) -> Answer {
         for object in objects.filter(|object| selected(object, seen)) {
             let _ = lines.send(line("ADDED", &cut(object, seen)));
         }
+    }
+    if with_list && !at_hand {
         let annotations = json!({"k8s.io/initial-events-end": "true"});
         let end =
             json!({"metadata": {"resourceVersion": state.version.to_string(), "annotations": annotations}});
@@ -220,8 +254,11 @@ async fn push(
 
 /// Whether the field selector selects it.
 fn selected(object: &Value, seen: &Seen) -> bool {
-    let node = seen.query.get("fieldSelector").and_then(|text| text.strip_prefix("spec.nodeName="));
-    node.is_none_or(|node| object["spec"]["nodeName"] == node)
+    match seen.query.get("fieldSelector").map(|text| text.split_once('=').unwrap()) {
+        Some(("spec.nodeName", node)) => object["spec"]["nodeName"] == node,
+        Some(("metadata.name", name)) => object["metadata"]["name"] == name,
+        other => other.is_none(),
+    }
 }
 
 /// Cut down to its metadata, if that was asked for.

@@ -3,14 +3,24 @@
 //! `ztunnel_connected` keeps istio-cni's name, since it means the same. The rest is ours (`sluice_…`): istio-cni's
 //! `istio_cni_plugin_requests_total` is labelled with HTTP status codes, which our socket does not have.
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+mod installation;
+mod labels;
+
+pub use labels::{AddPhase, DriftObject, KernelStep, SourceKind};
+
+use installation::InstallationMetrics;
+use labels::{
+    BackendLabel, ObjectLabel, PhaseLabel, RequestLabel, ResultLabel, SourceLabel, StateLabel, StepLabel,
+};
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use sluice_shared::admin::State;
+use sluice_shared::admin::{LeaseStatus, State};
+use sluice_shared::install::Installation;
 use sluice_shared::wire::Reply;
 use std::fmt;
 use std::sync::Arc;
@@ -37,107 +47,7 @@ pub struct Metrics {
     open_netns_fds: Gauge,
     membership_stale: Gauge,
     backend: Family<BackendLabel, Gauge>,
-}
-
-/// A part of an ADD's time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum AddPhase {
-    /// Waiting for another step on the same pod to end, or for the API server where its watch has not shown the pod yet.
-    Queue,
-    /// Finding out what the pod is and whether it is in the mesh.
-    Decide,
-    /// Writing rule, route and rule set.
-    Kernel,
-    /// From the hand-over until ztunnel's ack.
-    Ztunnel,
-    /// The last look at what is in force, with the host's table made to know the pod.
-    Confirm,
-    /// All of it, from the request's arrival (at the agent's start, from when the source has spoken) to the answer.
-    Total,
-}
-
-/// What was found changed, and was put right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DriftObject {
-    /// A pod's rule set.
-    Rules,
-    /// A pod's policy rule.
-    PolicyRule,
-    /// A pod's local route.
-    Route,
-    /// The host's table.
-    HostTable,
-    /// ztunnel's listeners in a pod.
-    Listeners,
-}
-
-/// Where the kernel refused or failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KernelStep {
-    /// Putting a pod's plan in force.
-    Enroll,
-    /// Replacing it.
-    Replace,
-    /// Taking it away.
-    Remove,
-    /// Looking at what is there.
-    Observe,
-    /// The host's table.
-    Host,
-    /// Opening a pod's network namespace.
-    Netns,
-}
-
-/// Which source made an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SourceKind {
-    /// The pods file: it could not be read, or has a mistake.
-    File,
-    /// The plugin's socket: a message that breaks the protocol, or a caller that is not root.
-    Cni,
-    /// The API server: a request that failed, or an object that could not be used.
-    Kubernetes,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PhaseLabel {
-    phase: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StateLabel {
-    state: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ObjectLabel {
-    object: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StepLabel {
-    step: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SourceLabel {
-    source: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabel {
-    verb: &'static str,
-    code: u32,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ResultLabel {
-    result: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BackendLabel {
-    kind: String,
+    installation: InstallationMetrics,
 }
 
 impl Metrics {
@@ -165,6 +75,7 @@ impl Metrics {
             open_netns_fds: Gauge::default(),
             membership_stale: Gauge::default(),
             backend: Family::default(),
+            installation: InstallationMetrics::default(),
         };
         metrics.register(&mut registry);
         for state in State::ALL {
@@ -232,6 +143,7 @@ impl Metrics {
             self.membership_stale.clone(),
         );
         to.register("sluice_backend_info", "The backend in use", self.backend.clone());
+        self.installation.register(to);
     }
 
     /// An ADD spent this long in this phase.
@@ -321,6 +233,16 @@ impl Metrics {
         self.backend.get_or_create(&BackendLabel { kind: kind.to_string() }).set(1);
     }
 
+    /// The installation stands so.
+    pub fn installation(&self, installation: Option<&Installation>, lease: Option<&LeaseStatus>) {
+        self.installation.set(installation, lease);
+    }
+
+    /// An attempt to remove taints from the node ended so.
+    pub fn taint_removal(&self, result: &'static str) {
+        self.installation.taint_removal(result);
+    }
+
     /// All of it, in OpenMetrics text.
     #[must_use]
     pub fn render(&self) -> String {
@@ -330,54 +252,6 @@ impl Metrics {
             tracing::error!(error = %e, "the metrics could not be encoded");
         }
         out
-    }
-}
-
-impl AddPhase {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Queue => "queue",
-            Self::Decide => "decide",
-            Self::Kernel => "kernel",
-            Self::Ztunnel => "ztunnel",
-            Self::Confirm => "confirm",
-            Self::Total => "total",
-        }
-    }
-}
-
-impl DriftObject {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Rules => "rules",
-            Self::PolicyRule => "policy_rule",
-            Self::Route => "route",
-            Self::HostTable => "host_table",
-            Self::Listeners => "listeners",
-        }
-    }
-}
-
-impl KernelStep {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::Enroll => "enroll",
-            Self::Replace => "replace",
-            Self::Remove => "remove",
-            Self::Observe => "observe",
-            Self::Host => "host",
-            Self::Netns => "netns",
-        }
-    }
-}
-
-impl SourceKind {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Cni => "cni",
-            Self::Kubernetes => "kubernetes",
-        }
     }
 }
 
@@ -403,53 +277,4 @@ fn clamp(count: usize) -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_metric_is_rendered_under_its_name() {
-        let metrics = Metrics::new();
-        metrics.add_took(AddPhase::Kernel, Duration::from_millis(1));
-        metrics.set_pods(State::Enabled, 3);
-        metrics.set_held_pods(1);
-        metrics.drift_repaired(DriftObject::PolicyRule);
-        metrics.kernel_error(KernelStep::Enroll);
-        metrics.zds_nack();
-        metrics.source_error(SourceKind::File);
-        metrics.plugin_request("ADD", &Reply::Ok { outcome: "captured".to_owned() });
-        metrics.status_patch("ok");
-        metrics.set_status_pending(5);
-        metrics.event("withheld");
-        metrics.set_ztunnels(2);
-        metrics.ready_after(Duration::from_millis(1500));
-        metrics.ready_after(Duration::from_secs(99));
-        metrics.set_open_netns_fds(4);
-        metrics.set_membership_stale(true);
-        metrics.set_backend("iptables");
-        metrics.set_backend("nftables");
-        let text = metrics.render();
-        for line in [
-            "sluice_add_duration_seconds_bucket{le=\"0.001\",phase=\"kernel\"} 1",
-            "sluice_pods{state=\"enabled\"} 3",
-            "sluice_pods{state=\"drifted\"} 0",
-            "sluice_held_pods 1",
-            "sluice_drift_repairs_total{object=\"policy_rule\"} 1",
-            "sluice_kernel_errors_total{step=\"enroll\"} 1",
-            "sluice_zds_nacks_total 1",
-            "sluice_source_errors_total{source=\"file\"} 1",
-            "sluice_plugin_requests_total{verb=\"ADD\",code=\"0\"} 1",
-            "sluice_status_patches_total{result=\"ok\"} 1",
-            "sluice_status_pending 5",
-            "sluice_events_total{result=\"withheld\"} 1",
-            "ztunnel_connected 2",
-            "sluice_start_to_ready_seconds 1.5",
-            "sluice_open_netns_fds 4",
-            "sluice_membership_stale 1",
-            "sluice_backend_info{kind=\"nftables\"} 1",
-            concat!("sluice_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
-        }
-        assert!(!text.contains("kind=\"iptables\""), "the backend before is still there:\n{text}");
-    }
-}
+mod tests;
