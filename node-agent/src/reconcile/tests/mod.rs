@@ -2,8 +2,11 @@
 
 mod admit;
 mod adopting;
+mod backends;
 mod fixture;
+mod sandboxes;
 mod telling;
+mod view;
 
 use super::*;
 use crate::journal::Sandbox;
@@ -222,114 +225,6 @@ async fn a_restarted_agent_serves_its_pods_before_any_source_speaks_and_keeps_wh
     assert_eq!(agent.ran(id)[0], lower(Backend::Nftables, Step::Replace(&kept)));
 }
 
-/// Captured by a run with the other backend, which ended; `wanted` says whether it is to be captured now.
-async fn with_another_backends_pod(wanted: bool) -> (Boxed, NetnsId) {
-    let (dir, kernel) = (tempfile::tempdir().unwrap(), RecordingKernel::default());
-    let path = "/run/netns/u1";
-    let id = kernel.netns_at(path);
-    kernel.set_addresses(id, vec!["10.0.0.2".parse().unwrap()]);
-    kernel.set_listening(id, PORTS);
-    let plan = planned(Stage::Redirect(Older::None));
-    let former = lower(Backend::Iptables, Step::Enroll { plan: &plan, live: false });
-    kernel.run(&kernel.open(Path::new(path)).unwrap(), &former).unwrap();
-    drop(kernel.take_log());
-    let remembered = Sandbox {
-        uid: PodUid::new("u1").unwrap(),
-        pod: attachment("u1").pod.unwrap(),
-        service_account: Some("sa".into()),
-        attachment: Some(attachment("u1").id),
-        path: path.into(),
-        netns: id,
-        ips: attachment("u1").ips,
-        adopted: false,
-        redirected: true,
-    };
-    Journal::open(&dir.path().join("run")).unwrap().remember(&remembered).unwrap();
-    let agent = start_in(dir, kernel).await;
-    agent.namespace("demo", wanted.then_some("ambient")).await;
-    agent.events.send(Event::Pod(Box::new(pod("u1", None)))).await.unwrap();
-    agent.synced().await;
-    (agent, id)
-}
-
-fn given_way(ops: &[KernelOp]) -> bool {
-    ops.ends_with(&lower(Backend::Iptables, Step::GiveWay))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_backends_rules_give_way_to_ours_in_a_pod_that_stays_captured() {
-    let (agent, id) = with_another_backends_pod(true).await;
-    let _ztunnel = agent.ztunnel().await;
-    agent.becomes("u1", State::Enabled).await;
-    let first = agent.ran(id).remove(0);
-    let plan = planned(Stage::Redirect(Older::AnyMidStream));
-    assert!(
-        first.starts_with(&lower(Backend::Nftables, Step::Enroll { plan: &plan, live: false })),
-        "ours first"
-    );
-    assert!(given_way(&first), "{first:?}");
-    assert!(agent.ran(id)[1..].iter().all(|ops| !given_way(ops)), "once");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn another_backends_rules_do_not_keep_a_pod_that_leaves() {
-    let (agent, id) = with_another_backends_pod(false).await;
-    let _ztunnel = agent.ztunnel().await;
-    agent.becomes("u1", State::Outside).await;
-    assert!(given_way(&agent.ran(id)[0]), "{:?}", agent.ran(id));
-    assert_eq!(agent.ran(id).last(), Some(&lower(Backend::Nftables, Step::Remove)));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn del_lets_go_of_the_sandbox_it_is_about_and_of_no_other() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.sandbox("u1");
-    agent.add("u1", "u1").await;
-    let mut other = attachment("u1");
-    other.id.container_id = "an earlier attempt".into();
-    agent.cni(Verb::Del(other), None).await;
-    assert_eq!(agent.state("u1"), Some((State::Enabled, "captured".into())));
-    for _ in 0..2 {
-        assert!(matches!(agent.cni(Verb::Del(attachment("u1")), None).await, Reply::Ok { .. }));
-    }
-    eventually("it is forgotten", || agent.state("u1").is_none()).await;
-    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
-    assert!(agent.cx.journal.pods().unwrap().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_namespace_is_never_served_under_two_uids() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.sandbox("u1");
-    agent.add("u1", "u1").await;
-    agent.add("u2", "u1").await;
-    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1", "add u2"]);
-    agent.becomes("u2", State::Enabled).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_path_that_is_not_the_pods_is_refused() {
-    let agent = start().await;
-    let ztunnel = agent.ztunnel().await;
-    let id = agent.running_pod("u1").await;
-    agent.kernel.set_addresses(id, vec!["10.0.0.99".parse().unwrap()]);
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.becomes("u1", State::Pending).await;
-    eventually("the reason is said", || {
-        agent.state("u1").is_some_and(|(_, why)| why.contains("not the pod's"))
-    })
-    .await;
-    assert!(agent.ran(id).is_empty());
-    assert_eq!(ztunnel.told(), ["snapshot"]);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_kernel_fails_the_add_and_says_why() {
     let agent = start().await;
@@ -399,21 +294,6 @@ async fn a_pod_whose_plan_could_not_be_replaced_is_not_enabled() {
     let (state, why) = agent.state("u1").unwrap();
     assert!(state == State::Pending && why.contains("could not be replaced"), "{state}: {why}");
     agent.becomes("u1", State::Enabled).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn del_ends_an_add_that_waits_for_ztunnel() {
-    let agent = start().await;
-    agent.namespace("demo", Some("ambient")).await;
-    agent.synced().await;
-    agent.sandbox("u1");
-    let (added, deleted) = tokio::join!(agent.add("u1", "u1"), async {
-        eventually("its rules are in", || !agent.kernel.log().is_empty()).await;
-        agent.cni(Verb::Del(attachment("u1")), None).await
-    });
-    assert!(matches!(added, Reply::Error { .. }), "{added:?}");
-    assert_eq!(deleted, Reply::Ok { outcome: "released".into() });
-    eventually("it is forgotten", || agent.state("u1").is_none()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
