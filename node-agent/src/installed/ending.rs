@@ -20,7 +20,10 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 /// How long the API server is asked at the end. The installer waits for the answer for 5 s.
-const WITHIN: Duration = Duration::from_secs(3);
+const WITHIN: Duration = Duration::from_millis(3500);
+/// How long the answer must have been nothing but a refusal until it is believed. An API server that has just started,
+/// or whose etcd is away, knows neither service accounts nor roles, and refuses everybody.
+const REFUSED_FOR: Duration = Duration::from_millis(1500);
 /// How long one answer may take at the start.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// The pause between two questions at the end, where the first had no answer.
@@ -151,10 +154,17 @@ impl Ending {
 
     /// What the DaemonSet is now. Whoever gives no answer is asked again.
     async fn ask(&self) -> DaemonSet {
+        let mut refused = None::<Instant>;
         loop {
             let found = match self.find(WHOLE, WITHIN).await {
                 Ok(found) => found,
-                Err(Failure::Status { code: 401 | 403, .. }) => return DaemonSet::Forbidden,
+                Err(Failure::Status { code: 401 | 403, .. }) => {
+                    if refused.get_or_insert_with(Instant::now).elapsed() >= REFUSED_FOR {
+                        return DaemonSet::Forbidden;
+                    }
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
                 // Where it was never seen, its name may be wrong.
                 Err(Failure::Status { code: 404, .. }) => match self.seen.get() {
                     Some(_) => return DaemonSet::Gone,
@@ -162,6 +172,7 @@ impl Ending {
                 },
                 Err(failure) => {
                     tracing::debug!(%failure, "no answer about the agent's own DaemonSet yet");
+                    refused = None;
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }

@@ -41,6 +41,13 @@ impl Agent {
         self.api.apply(daemon_set(KEY, uid, spec));
     }
 
+    /// The next questions about the DaemonSet are answered so.
+    fn refuses(&self, code: u16, times: usize) {
+        for _ in 0..times {
+            self.api.script(SET, Scripted::Status(code, "Refused"));
+        }
+    }
+
     async fn ends(&self) -> Intent {
         self.ending.tell().await;
         self.intent().expect("an intent")
@@ -130,12 +137,15 @@ async fn what_cannot_be_known_means_stay() {
 async fn a_refusal_proves_an_uninstall_only_to_whoever_could_read() {
     for code in [401, 403] {
         let agent = Agent::settled().await;
-        agent.api.script(SET, Scripted::Status(code, "Forbidden"));
+        agent.refuses(code, 30);
         assert_eq!(agent.ends().await.wanted, Wanted::Leave, "{code}");
     }
-    for (code, reason) in [(403, "Forbidden"), (404, "NotFound")] {
+    let agent = Agent::settled().await;
+    agent.refuses(401, 2);
+    assert_eq!(agent.ends().await.wanted, Wanted::Stay, "an API server that has just started");
+    for code in [403, 404] {
         let agent = Agent::new().await;
-        agent.api.script(SET, Scripted::Status(code, reason));
+        agent.refuses(code, 30);
         assert_eq!(agent.ends().await.wanted, Wanted::Stay, "{code}, and it has never seen its DaemonSet");
     }
 }
