@@ -87,6 +87,11 @@ manifests: ## Render install/manifests from the chart (needs Go)
 	@ci/cluster helm
 	@ci/manifests
 
+.PHONY: seccomp
+seccomp: build ## Trace the static programs' system calls and hold the chart's seccomp profile against them (needs root)
+	@ci/images product
+	@ci/seccomp --check
+
 .PHONY: chart-test
 chart-test: cluster-bin ## Check the chart with real helm and the API server's own code, and that install/manifests is up to date (needs Go)
 	@ci/manifests --check

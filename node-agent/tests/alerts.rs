@@ -23,7 +23,8 @@ fn served() -> String {
 
 /// The queries of the template, as they are written there.
 fn queries() -> Vec<String> {
-    let template = Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/chart/templates/prometheusrule.yaml");
+    let template =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../install/chart/templates/prometheusrule.yaml");
     let text = std::fs::read_to_string(template).unwrap();
     let mut lines = text.lines();
     let mut queries = Vec::new();
@@ -65,10 +66,27 @@ fn every_alert_is_about_a_metric_that_is_served() {
 #[test]
 fn and_by_labels_that_it_has() {
     let served = served();
-    for label in ["state=\"pending\"", "state=\"drifted\"", "verb=\"ADD\"", "code=\"0\"", "phase=\"total\""] {
+    for label in [
+        "sluice_pods{state=\"pending\"",
+        "sluice_pods{state=\"drifted\"",
+        "sluice_install_state{state=\"waiting\"",
+        "sluice_install_state{state=\"blocked\"",
+        "sluice_lease_state{state=\"lapsed\"",
+        "verb=\"ADD\"",
+        "code=\"0\"",
+        "phase=\"total\"",
+    ] {
         assert!(served.contains(label), "{label} is not in\n{served}");
     }
-    for label in ["state=~\"pending|drifted\"", "verb=\"ADD\"", "code!=\"0\"", "phase=\"total\""] {
-        assert!(queries().iter().any(|query| query.contains(label)), "no alert goes by {label}");
+    let queries = queries();
+    for label in [
+        "state=~\"pending|drifted\"",
+        "state=~\"waiting|blocked\"",
+        "state=\"lapsed\"",
+        "verb=\"ADD\"",
+        "code!=\"0\"",
+        "phase=\"total\"",
+    ] {
+        assert!(queries.iter().any(|query| query.contains(label)), "no alert goes by {label}");
     }
 }

@@ -72,6 +72,14 @@ pub fn render(args: &[&str]) -> Rendered {
     try_render(args).unwrap_or_else(|why| panic!("{args:?}: {why}"))
 }
 
+/// Whether Prometheus and its operator would take a text's objects.
+pub fn promcheck(text: &str) -> Result<String, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rendered.yaml");
+    fs::write(&file, text).unwrap();
+    run("promcheck", &[&file.display().to_string()])
+}
+
 /// Whether the API server would take a text's objects, and, with `before`, take them as updates of those.
 pub fn apicheck(text: &str, before: Option<&str>) -> Result<String, String> {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Every rendering: helm and the API server take it, and it asks for no privilege beyond the known ones.
 
-use super::helm::{apicheck, render, renderings, root, run, strings, values};
+use super::helm::{apicheck, promcheck, render, renderings, root, run, strings, values};
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -22,6 +22,23 @@ fn the_api_server_takes_every_object() {
         let rendered = render(&values.iter().map(String::as_str).collect::<Vec<_>>());
         let said = apicheck(&rendered.text, None);
         assert!(said.is_ok(), "{values:?}: {said:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn prometheus_takes_the_monitor_and_understands_the_rules() {
+    let text = render(&["--values", &values("everything")]).text;
+    let said = promcheck(&text).unwrap();
+    assert!(said.contains("these 2 objects"), "{said}");
+    for (right, wrong, named) in [
+        ("sluice_held_pods > 0", "sluice_held_pods >> 0", "SluiceConnectionsHeld"),
+        ("for: 2m", "for: 2x", "2x"),
+        ("interval: 30s", "intervall: 30s", "intervall"),
+    ] {
+        let text = text.replace(right, wrong);
+        let why = promcheck(&text).unwrap_err();
+        assert!(why.contains(named), "{why}");
     }
 }
 
