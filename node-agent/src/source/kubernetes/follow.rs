@@ -9,12 +9,10 @@ use super::api::{Api, Failure, Status, Target};
 use super::backoff::{Backoff, spread};
 use super::known::{Change, Known};
 use super::lines::{Line, Lines};
+use super::message::{Bookmark, Frame, Page};
 use super::report::Reporter;
 use super::resource::{Named, Resource};
 use crate::source::Event;
-use serde::Deserialize;
-use serde_json::value::RawValue;
-use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -63,45 +61,6 @@ enum End {
     Failed { why: Failure, relist: bool },
     /// Nobody listens to events any more.
     Unheard,
-}
-
-/// One line of a watch.
-#[derive(Deserialize)]
-struct Frame<'a> {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-/// A bookmark: a version with no object.
-#[derive(Deserialize)]
-struct Bookmark {
-    metadata: BookmarkMetadata,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct BookmarkMetadata {
-    resource_version: String,
-    #[serde(default)]
-    annotations: HashMap<String, String>,
-}
-
-/// A page of a list.
-#[derive(Deserialize)]
-struct Page<'a> {
-    metadata: PageMetadata,
-    #[serde(borrow)]
-    items: Vec<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct PageMetadata {
-    resource_version: String,
-    #[serde(default, rename = "continue")]
-    next: String,
 }
 
 impl From<Failure> for End {

@@ -10,6 +10,7 @@ mod follow;
 mod known;
 pub(crate) mod lines;
 mod lookup;
+mod message;
 mod pod;
 mod report;
 mod resource;
