@@ -42,7 +42,7 @@ pub fn apply(disk: &impl Disk, dir: &Path, step: &Step) -> io::Result<Change> {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Change::Overtaken),
             Err(e) => Err(e),
         },
-        Step::RemoveOwned { file } => {
+        Step::RemoveOwned { file } | Step::RemoveIstios { file } => {
             gone(disk.remove(&dir.join(file)))?;
             disk.sync_dir(dir).map(|()| Change::Made)
         }

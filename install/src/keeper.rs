@@ -4,7 +4,7 @@ use crate::binary::Binary;
 use crate::directory::{apply, look};
 use crate::disk::{Disk, Stamp};
 use crate::notes::{Clock, Notes};
-use crate::options::{Paths, Wanted};
+use crate::options::{Paths, Replace, Wanted};
 use crate::write::Change;
 use sluice_shared::conflist::{
     Chained, Directory, Entry, Pace, Plan, Primary, Step, Wish, leave, plan, suspect,
@@ -61,6 +61,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             primary_seen: earlier.as_ref().is_some_and(|earlier| earlier.primary_seen),
             writes: earlier.as_ref().map_or(0, |earlier| earlier.writes),
             repairs: earlier.as_ref().map_or(0, |earlier| earlier.repairs),
+            istio: Vec::new(),
             fight: None,
             updated: 0,
         };
@@ -149,7 +150,14 @@ impl<'a, D: Disk> Keeper<'a, D> {
             self.state.primary_seen = true;
         }
         let noted = self.notes.runtime();
+        let replace_istio = match self.wanted.replace_istio_cni {
+            Replace::Auto => self.notes.istio_is_gone(),
+            Replace::Always => true,
+            Replace::Never => false,
+        };
+        self.state.istio = directory.istios();
         let wish = Wish {
+            replace_istio,
             entry: &self.entry,
             way: self.wanted.way.0,
             drop_ins: self.wanted.drop_ins(noted.as_ref()),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use sluice_shared::conflist::{Runtime, Way};
 use sluice_shared::contract::MEMBERSHIP_FILE;
 use sluice_shared::install::{
-    Chaining, INSTALL_VERSION, Installation, Intent, LEASE_LENGTH, Lease, MAX_INSTALL_FILE,
+    Chaining, INSTALL_VERSION, Installation, Intent, LEASE_LENGTH, Lease, MAX_INSTALL_FILE, PredecessorNote,
 };
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -58,6 +58,12 @@ impl<D: Disk> Notes<'_, D> {
     /// The runtime that the agent has found.
     pub fn runtime(&self) -> Option<Runtime> {
         self.json(&self.paths.runtime())
+    }
+
+    /// Whether the agent has seen that no istio-cni is here any more.
+    pub fn istio_is_gone(&self) -> bool {
+        let note: Option<PredecessorNote> = self.json(&self.paths.predecessor());
+        note.is_some_and(|note| note.version == INSTALL_VERSION && note.gone)
     }
 
     /// What shall become of the installation.

@@ -5,7 +5,9 @@ use clap::{Args, ValueEnum};
 use sluice_shared::cni::{ExemptPod, LogLevel};
 use sluice_shared::conflist::{DropIns, Entry, Runtime, Way};
 use sluice_shared::contract::{AGENT_SOCKET, RUN_DIR, STATE_DIR};
-use sluice_shared::install::{CHAINING_FILE, INSTALLATION_FILE, INTENT_FILE, LEASE_FILE, RUNTIME_FILE};
+use sluice_shared::install::{
+    CHAINING_FILE, INSTALLATION_FILE, INTENT_FILE, LEASE_FILE, PREDECESSOR_FILE, RUNTIME_FILE,
+};
 use std::path::PathBuf;
 
 /// The node's directories, as this program sees them.
@@ -40,6 +42,9 @@ pub struct Wanted {
     /// The chain that Multus runs after its default network, where it is set up (OpenShift: vendor-cni-chain)
     #[arg(long, env = "SLUICE_AUXILIARY_CHAIN", value_name = "NETWORK")]
     pub auxiliary_chain: Option<String>,
+    /// Whether an istio-cni that was chained here is replaced: when the agent sees that it is gone, at once, or never
+    #[arg(long, env = "SLUICE_REPLACE_ISTIO_CNI", value_name = "WHEN", default_value = "auto")]
+    pub replace_istio_cni: Replace,
     /// How long the plugin holds pods of the mesh back after Sluice has left this node without saying so, in seconds
     #[arg(long, env = "SLUICE_LEASE_HORIZON", value_name = "SECONDS", default_value_t = 3600,
           value_parser = clap::value_parser!(u64).range(60..))]
@@ -76,6 +81,17 @@ pub struct EntryOptions {
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen(pub Option<Way>);
 
+/// When an istio-cni's entry and files are replaced by ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Replace {
+    /// When the agent has seen that istio-cni's own is gone
+    Auto,
+    /// Whether its agent lives or not
+    Always,
+    /// Not
+    Never,
+}
+
 /// What becomes of the plugin's file when its entry is out of the chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Leftover {
@@ -94,6 +110,10 @@ impl Paths {
 
     pub fn runtime(&self) -> PathBuf {
         self.run_dir.join(RUNTIME_FILE)
+    }
+
+    pub fn predecessor(&self) -> PathBuf {
+        self.run_dir.join(PREDECESSOR_FILE)
     }
 
     pub fn intent(&self) -> PathBuf {

@@ -53,6 +53,7 @@ impl Status {
             Ok(directory) => {
                 println!("directory  {}", self.paths.conf_dir.display());
                 tell(directory);
+                tell_of_istio(directory, notes.istio_is_gone());
             }
         }
         let binary = self.paths.bin_dir.join(PLUGIN_TYPE);
@@ -73,6 +74,17 @@ impl Status {
             }
         }
         Ok(code)
+    }
+}
+
+/// What is found of an istio-cni, and what comes of it.
+fn tell_of_istio(directory: &Directory, gone: bool) {
+    let found = directory.istios();
+    let what =
+        if gone { "its agent is gone: it is replaced by ours" } else { "left until the agent sees it gone" };
+    for (number, found) in found.iter().enumerate() {
+        let (title, what) = if number == 0 { ("istio-cni ", what) } else { ("          ", "") };
+        println!("{title} {found}{}{what}", if what.is_empty() { "" } else { "; " });
     }
 }
 

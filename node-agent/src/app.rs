@@ -12,8 +12,9 @@ use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::{Hint, HostProc, Kernel, Pool};
 use crate::metrics::Metrics;
+use crate::predecessor::{Lookout, Predecessor};
 use crate::reconcile::{
-    Context, Members, Namespaces, NodeView, Reconciler, Settings, ZtunnelHooks, keep_hold,
+    Context, Members, Namespaces, NodeView, Reconciler, Settings, Succession, ZtunnelHooks, keep_hold,
 };
 use crate::seqpacket::Spot;
 use crate::source::cni::CniSource;
@@ -25,7 +26,7 @@ use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -79,9 +80,25 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let host = choices::probes(parts, captured).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
+    let when_all_recalled = when_recalled.clone();
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
     let zds_config = zds::Config { host_proc, ..zds::Config::new(&config.zds_socket) };
-    let (ztunnel, zds_server) = zds::Server::start(zds_config, Arc::new(hooks)).context("zdsSocket")?;
+    let lookout = Lookout::new(&config.host_proc, &config.run_dir);
+    let (predecessor, predecessor_now) = watch::channel(lookout.first().await);
+    let has_it = |now: &Predecessor| matches!(now, Predecessor::Lives | Predecessor::Away);
+    let lives = has_it(&predecessor_now.borrow());
+    let (ztunnel, zds_server) = if lives {
+        tracing::warn!(
+            "istio-cni runs on this node: its pods, ztunnel's socket and the host's rules are left to it until its \
+             DaemonSet is removed"
+        );
+        let mut predecessor = predecessor_now.clone();
+        let gone = async move { _ = predecessor.wait_for(|now| !has_it(now)).await };
+        zds::Server::start_after(zds_config, Arc::new(hooks), gone)
+    } else {
+        zds::Server::start(zds_config, Arc::new(hooks)).context("zdsSocket")?
+    };
+    tokio::spawn(lookout.watch(predecessor));
     let (hold, hold_now) = watch::channel(Hold::Drop);
     tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
     let (following, hints, drift_choice) = choices::drift_watch(&kernel);
@@ -104,6 +121,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
         lookup: source.lookup,
+        succession: Succession::new(predecessor_now),
     });
     let health = Health::new(metrics.clone());
     let (installation, standing) = Installation::start(Parts {
@@ -114,6 +132,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         health: &health,
         synced: cx.synced.subscribe(),
     })?;
+    tokio::spawn(Succession::announce(Arc::clone(&cx)));
+    tokio::spawn(Succession::clear_host(Arc::clone(&cx), when_all_recalled));
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
@@ -139,7 +159,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(admin.run());
     tokio::spawn(source.what.run(events.clone()));
     let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
-    let sockets = [cni.spot(), zds_server.spot()];
+    let sockets = (cni.spot(), zds_server.spot());
     let reporting = tokio::spawn(report(Arc::clone(&cx), health.clone(), sockets, started));
     let serving = tokio::spawn(cni.run(events));
 
@@ -207,7 +227,7 @@ async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
 }
 
 /// Keeps what operators see true: readiness, and the gauges.
-async fn report(cx: Arc<Context>, health: Health, sockets: [Spot; 2], started: Instant) {
+async fn report(cx: Arc<Context>, health: Health, spots: (Spot, Arc<OnceLock<Spot>>), started: Instant) {
     let mut synced = cx.synced.subscribe();
     if synced.wait_for(|synced| *synced).await.is_err() {
         return;
@@ -218,7 +238,9 @@ async fn report(cx: Arc<Context>, health: Health, sockets: [Spot; 2], started: I
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
-        match sockets.iter().find(|socket| !socket.is_reachable()) {
+        let (plugins, ztunnels) = &spots;
+        let mut sockets = [Some(plugins), ztunnels.get()].into_iter().flatten();
+        match sockets.find(|socket| !socket.is_reachable()) {
             None => health.ready(),
             Some(gone) => health.not_ready(format!(
                 "{} was removed or replaced, so that nobody finds the agent there; restart the agent",

@@ -18,6 +18,9 @@ use std::path::{Path, PathBuf};
 /// The format's version; files of another are set aside.
 const VERSION: u32 = 1;
 
+/// Says that no pod from before the first agent is missing.
+const COMPLETE: &str = "complete.json";
+
 /// How to reach a pod's namespace, as ADD vouched for it, or as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -122,6 +125,20 @@ impl Journal {
             }
         }
         Ok(found)
+    }
+
+    /// Whether every pod that ran when this boot's first agent came has been looked at: then it is here, or outside.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.dir.join(COMPLETE).exists()
+    }
+
+    /// Notes that.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn complete(&self) -> io::Result<()> {
+        durable::replace(&self.dir.join(COMPLETE), b"{}\n", durable::Sync::No)
     }
 
     /// Remembers whose marks are trusted.

@@ -12,6 +12,7 @@ pub mod kernel;
 pub mod limits;
 pub mod metrics;
 pub mod names;
+pub mod predecessor;
 pub mod reconcile;
 pub mod seqpacket;
 pub mod source;

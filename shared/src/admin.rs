@@ -72,6 +72,9 @@ pub struct NodeStatus {
     /// The installation's lease; `None` when there is none.
     #[serde(default)]
     pub lease: Option<LeaseStatus>,
+    /// The istio-cni that was met on this node: whether it runs, and what was taken over from it.
+    #[serde(default)]
+    pub predecessor: Option<Choice>,
     /// Every ztunnel that is connected, newest first.
     pub ztunnels: Vec<ZtunnelStatus>,
     /// Every pod that the agent knows.

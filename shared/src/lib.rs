@@ -6,6 +6,7 @@
 //! | [`ids`] | small checked values: pod uid, netns id, interface name, mark |
 //! | [`cni`] | the CNI spec as types: netconf, CNI_ARGS, results, errors |
 //! | [`conflist`] | our entry in the primary CNI's list as text, and which file it goes into, how and when |
+//! | [`istio`] | what istio-cni leaves in a network namespace, told apart from everybody else's |
 //! | [`install`] | what installer, agent and plugin tell each other by files: state, intent, lease |
 //! | [`placement`] | whether a DaemonSet keeps its pod on a node |
 //! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
@@ -29,6 +30,7 @@ pub mod host;
 pub mod ids;
 pub mod install;
 pub mod iptables;
+pub mod istio;
 pub mod lower;
 pub mod membership;
 pub mod netfilter;

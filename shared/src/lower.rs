@@ -2,6 +2,7 @@
 
 use crate::ids::Family;
 use crate::iptables::{self, Skeleton};
+use crate::istio::Remains;
 use crate::netfilter::from_plan;
 use crate::nft;
 use crate::op::{KernelOp, Presence, RestoreScript};
@@ -32,6 +33,18 @@ pub enum Step<'a> {
         /// Whether processes of the pod may already have connections.
         live: bool,
     },
+    /// Put the plan in force in a namespace whose traffic istio-cni's rules redirect, and take those away: with nftables
+    /// in the same transaction, as far as they are in nf_tables. Whatever is in ip_tables goes right after ours has come:
+    /// both redirect to the same ports until then. Policy rule and route are the same as ours, and stay. Conntrack is left
+    /// alone: what ztunnel carries goes on.
+    TakeOver {
+        /// The plan.
+        plan: &'a RedirectPlan,
+        /// What there is of istio-cni's.
+        remains: &'a Remains,
+    },
+    /// Take what is left of istio-cni's away where the rules in force are ours, or, on the host, have no need of it.
+    Dismantle(&'a Remains),
     /// Replace the plan that is in force by this one, in one transaction; conntrack is left alone. With iptables the
     /// two plans must agree on `ipv6`.
     Replace(&'a RedirectPlan),
@@ -57,6 +70,25 @@ pub fn lower(backend: Backend, step: Step<'_>) -> Vec<KernelOp> {
             }
             ops.extend(rules(backend, &Rules::Install(plan)));
             ops
+        }
+        Step::TakeOver { plan, remains } => {
+            let mut ops = prepared();
+            match backend {
+                Backend::Nftables => {
+                    ops.push(KernelOp::NftBatch(nft::take_over(&from_plan(plan), remains)));
+                    ops.extend(outside_nftables(remains));
+                }
+                Backend::Iptables => {
+                    ops.extend(rules(backend, &Rules::Install(plan)));
+                    // The handles are those of another generation now: they are looked up anew.
+                    ops.extend(outside_nftables(remains));
+                }
+            }
+            ops
+        }
+        Step::Dismantle(remains) => {
+            let batch = remains.in_nftables().then(|| KernelOp::NftBatch(nft::dismantle(remains)));
+            batch.into_iter().chain(outside_nftables(remains)).collect()
         }
         Step::Repair(plan) => {
             let mut ops = prepared();
@@ -85,6 +117,19 @@ fn prepared() -> Vec<KernelOp> {
     ops.extend(routing(Presence::Present));
     ops.push(KernelOp::RememberHalfClosed(Presence::Present));
     ops
+}
+
+/// What of istio-cni's is in ip_tables, and its ipsets, which rules name. NAT goes first: nothing is redirected while the
+/// marks that bring answers back are missing.
+fn outside_nftables(remains: &Remains) -> Vec<KernelOp> {
+    let mut tables: Vec<_> = remains.legacy.iter().collect();
+    tables.sort_by_key(|((_, table), _)| table != "nat");
+    let without = tables.into_iter().map(|((family, table), chains)| KernelOp::LegacyWithout {
+        family: *family,
+        table: table.clone(),
+        chains: chains.clone(),
+    });
+    without.chain(remains.ipsets.iter().cloned().map(KernelOp::DestroyIpset)).collect()
 }
 
 /// What happens to the rules in a step.

@@ -1,6 +1,7 @@
 //! What the kernel seam is asked to do: effects as data, so that their order and content are tested without root.
 
 use crate::ids::Family;
+use std::collections::BTreeSet;
 
 /// One effect in one network namespace. Each is idempotent: what is there already, or gone already, is success.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,18 @@ pub enum KernelOp {
     RememberHalfClosed(Presence),
     /// Take every chain of ours, and every jump to one, out of iptables, whatever part of them is there.
     ClearIptables,
+    /// Take these chains of somebody else's, and the jumps to them, out of a table of ip_tables or ip6_tables, in one
+    /// exchange of the table; all other rules stay, with their counters. No program is executed.
+    LegacyWithout {
+        /// Which of ip_tables and ip6_tables.
+        family: Family,
+        /// The table.
+        table: String,
+        /// The chains.
+        chains: BTreeSet<String>,
+    },
+    /// Destroy an ipset that no rule names any more.
+    DestroyIpset(String),
     /// One nf_tables transaction.
     NftBatch(NftBatch),
     /// One `iptables-restore --noflush` run.

@@ -6,6 +6,7 @@
 use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
 use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::NetnsId;
+use sluice_shared::istio::{Listing, Table};
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::nft;
 use sluice_shared::op::{KernelOp, Presence};
@@ -59,6 +60,7 @@ struct Content {
     sockets: Vec<TcpSocket>,
     kept: BTreeSet<Flow>,
     addresses: Vec<IpAddr>,
+    istio: Listing,
 }
 
 impl RecordingKernel {
@@ -141,6 +143,11 @@ impl RecordingKernel {
     /// The TCP sockets that are there.
     pub fn set_sockets(&self, id: NetnsId, sockets: Vec<TcpSocket>) {
         self.with(Place::Pod(id), |content| content.sockets = sockets);
+    }
+
+    /// What could be istio-cni's there.
+    pub fn set_istio(&self, place: Place, listing: Listing) {
+        self.with(place, |content| content.istio = listing);
     }
 
     /// The connections that the rules in force keep.
@@ -232,6 +239,19 @@ impl Content {
             KernelOp::ClearIptables => self.lose(Backend::Iptables),
             KernelOp::NftBatch(batch) => batch.bytes.hash(&mut hasher),
             KernelOp::IptablesRestore(script) => script.text.hash(&mut hasher),
+            KernelOp::LegacyWithout { family, table, chains } => {
+                let table = Table::Legacy(*family, table.clone());
+                self.istio.chains.retain(|chain| chain.table != table || !chains.contains(&chain.name));
+            }
+            KernelOp::DestroyIpset(name) => _ = self.istio.ipsets.remove(name),
+        }
+        if let KernelOp::NftBatch(batch) = op
+            && batch.labels.iter().any(|label| label.starts_with("delete istio-cni's"))
+        {
+            self.istio.chains.retain(|chain| matches!(chain.table, Table::Legacy(..)));
+            if !batch.labels.iter().any(|label| label.starts_with("add table")) {
+                return;
+            }
         }
         if matches!(op, KernelOp::NftBatch(_) | KernelOp::IptablesRestore(_)) {
             self.rules = Some(Fingerprint(hasher.finish()));
@@ -318,6 +338,14 @@ impl Kernel for RecordingKernel {
 
     fn kept_flows(&self, netns: &Netns) -> Result<BTreeSet<Flow>, KernelError> {
         Ok(self.content(netns).kept)
+    }
+
+    fn istio(&self, netns: &Netns) -> Result<Listing, KernelError> {
+        Ok(self.content(netns).istio)
+    }
+
+    fn istio_on_host(&self) -> Result<Listing, KernelError> {
+        Ok(self.lock().places.get(&Place::Host).map(|content| content.istio.clone()).unwrap_or_default())
     }
 
     fn addresses(&self, netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {

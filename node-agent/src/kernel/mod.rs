@@ -15,6 +15,7 @@ pub use linux::watch::{Hint, WatchHandle};
 pub use pool::Pool;
 
 use sluice_shared::ids::NetnsId;
+use sluice_shared::istio::Listing;
 use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{CgroupRef, Flow};
@@ -105,6 +106,18 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When the namespace cannot be entered or the dump fails.
     fn kept_flows(&self, netns: &Netns) -> Result<BTreeSet<Flow>, KernelError>;
+
+    /// What could be istio-cni's in a pod's namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or a dump fails.
+    fn istio(&self, netns: &Netns) -> Result<Listing, KernelError>;
+
+    /// What could be istio-cni's in the host's namespace.
+    ///
+    /// # Errors
+    /// When a dump fails.
+    fn istio_on_host(&self) -> Result<Listing, KernelError>;
 
     /// The addresses of the namespace's interfaces, loopback left out.
     ///
@@ -210,6 +223,12 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// Whether somebody has changed rules between the look that led to this and the commit: look again.
+    #[must_use]
+    pub fn is_overtaken(&self) -> bool {
+        matches!(self, Self::Call { source, .. } if source.raw_os_error() == Some(libc::ERESTART))
+    }
+
     /// Whether the kernel or a security module refuses this, so that trying again is useless.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

@@ -13,6 +13,7 @@ use sluice_shared::admin::State;
 use sluice_shared::cni::code;
 use sluice_shared::enroll::{Overrides, Verdict};
 use sluice_shared::ids::PodRef;
+use sluice_shared::istio;
 use sluice_shared::lower::{self, Backend, Step};
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, Flow, Older, RedirectPlan, Stage};
@@ -65,8 +66,12 @@ impl PodTask {
                 Reply::Ok { outcome: format!("outside: {reason}") }
             }
             Some(Verdict::InMesh { overrides, because }) => {
-                match self.enroll_new(&netns, &overrides, deadline).await {
-                    Ok(()) => Reply::Ok { outcome: "captured".into() },
+                let enrolled = match self.add_behind_predecessor(&netns).await {
+                    Some(left) => left.map(|()| "captured by istio-cni, and taken over when that is gone"),
+                    None => self.enroll_new(&netns, &overrides, deadline).await.map(|()| "captured"),
+                };
+                match enrolled {
+                    Ok(outcome) => Reply::Ok { outcome: outcome.into() },
                     Err((code, why)) => refusal(code, &attachment, &format!("{why} ({because})")),
                 }
             }
@@ -137,7 +142,11 @@ impl PodTask {
         self.note_membership();
         self.hand(self.workload(netns));
         let began = Instant::now();
-        self.commit(netns, plan, false).await.map_err(|error| {
+        let committed = match self.cx.succession.may_precede_us() {
+            true => self.supplant(netns, plan).await,
+            false => self.commit(netns, plan, false).await,
+        };
+        committed.map_err(|error| {
             self.pending(format!("its rules could not be installed: {error}"));
             (code::REDIRECT_FAILED, format!("its rules could not be installed: {error}"))
         })?;
@@ -190,12 +199,25 @@ impl PodTask {
                     let seen = kernel.observe(&netns)?;
                     let kept =
                         if seen.rules.is_some() { kernel.kept_flows(&netns)? } else { Default::default() };
-                    Ok((seen, kept))
+                    let remains = istio::recognise(&kernel.istio(&netns)?, istio::Place::Pod);
+                    Ok((seen, kept, remains))
                 })
                 .await
         };
+        if let Ok((seen, _, remains)) = &seen
+            && seen.rules.is_none()
+            && self.is_left_to_predecessor(remains)
+        {
+            return;
+        }
         let result = match seen {
-            Ok((seen, kept)) if seen.rules.is_some() => self.reclaim(&netns, overrides, &seen, kept).await,
+            Ok((seen, kept, remains)) if seen.rules.is_some() => {
+                match self.reclaim(&netns, overrides, &seen, kept).await {
+                    Ok(()) if !remains.is_empty() => self.finish_succession(&netns).await,
+                    done => done,
+                }
+            }
+            Ok((_, _, remains)) if !remains.is_empty() => self.take_over(&netns, overrides).await,
             Ok(_) => self.enroll_live(&netns, overrides).await,
             Err(error) => Err(format!("its namespace cannot be looked at: {error}")),
         };
@@ -292,7 +314,7 @@ impl PodTask {
     }
 
     /// Has the drift watch listen to the namespace; where it cannot, the sweep still looks.
-    fn follow(&self, netns: &Netns) {
+    pub(super) fn follow(&self, netns: &Netns) {
         if let Some(watch) = &self.cx.watch
             && let Err(error) = watch.follow(netns)
         {
@@ -344,12 +366,17 @@ impl PodTask {
             .run(move |kernel| kernel.apply(&there, &ops))
             .await
             .inspect_err(|_| self.cx.metrics.kernel_error(KernelStep::Enroll))?;
+        self.hold(netns, plan, seen);
+        Ok(())
+    }
+
+    /// A plan is in force, and this is what the kernel showed right after its commit.
+    pub(super) fn hold(&mut self, netns: &Arc<Netns>, plan: RedirectPlan, seen: Observation) {
         let held = Redirected { netns: Arc::clone(netns), plan, committed: seen.rules, seen };
         match &mut self.grip {
             Grip::Draining { held: draining, .. } if held.plan.stage == Stage::Drain => *draining = held,
             _ => self.grip = Grip::Redirected(held),
         }
-        Ok(())
     }
 
     /// A pod that was leaving, and is wanted again: what is direct now stays direct, what begins is captured.

@@ -161,6 +161,7 @@ impl PodTask {
     /// The end of the sandbox: ztunnel and the host let go of it, its descriptor is closed, and it is forgotten. What
     /// cannot be removed from the namespace dies with it.
     pub(super) async fn release(&mut self, why: &str) {
+        self.cx.succession.forget(&self.entry.uid);
         if !matches!(self.grip, Grip::None) || self.hand(None) {
             self.hand(None);
             self.cx.ztunnel.del(&self.entry.uid).await;

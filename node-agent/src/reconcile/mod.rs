@@ -15,6 +15,7 @@ mod pod;
 mod sandbox;
 mod showing;
 mod sockets;
+mod succession;
 mod verify;
 mod view;
 mod ztunnel;
@@ -25,6 +26,7 @@ mod tests;
 pub use host::HostTable;
 pub use members::Members;
 pub use message::{Message, Told};
+pub use succession::Succession;
 pub use view::NodeView;
 pub use ztunnel::{Trust, ZtunnelHooks, keep_hold};
 
@@ -103,6 +105,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What the source shows of namespaces.
     pub namespaces: Namespaces,
+    /// How it stands with the istio-cni that was here before.
+    pub succession: Succession,
     /// Where a pod can be asked for that the source has not shown yet.
     pub lookup: Lookup,
 }
@@ -206,7 +210,7 @@ impl Reconciler {
             Vec::new()
         });
         tracing::info!(pods = sandboxes.len(), "journal read");
-        let mut waits = Vec::new();
+        let (mut waits, cx) = (Vec::new(), Arc::clone(&self.cx));
         for sandbox in sandboxes {
             let (done, wait) = oneshot::channel();
             waits.push(wait);
@@ -215,6 +219,9 @@ impl Reconciler {
         tokio::spawn(async move {
             for wait in waits {
                 let _ = wait.await;
+            }
+            if !cx.journal.is_complete() {
+                look_at_all(&cx).await;
             }
             recalled.send_replace(true);
         });
@@ -318,6 +325,26 @@ impl Reconciler {
         let pod = attachment.pod.as_ref()?;
         let by_name = self.cx.registry.find(&pod.to_string()).ok();
         by_name.or_else(|| PodUid::new(format!("sandbox-{:.50}", attachment.id.container_id)).ok())
+    }
+}
+
+/// On the first start of a boot the journal is empty, but pods may run, and ztunnel may serve them for an agent that was
+/// here before: they are all looked at once, or ztunnel would let go of them at the end of our first snapshot.
+async fn look_at_all(cx: &Context) {
+    if cx.synced.subscribe().wait_for(|synced| *synced).await.is_err() {
+        return;
+    }
+    let mut waits = Vec::new();
+    cx.registry.broadcast(|| {
+        let (done, wait) = oneshot::channel();
+        waits.push(wait);
+        Message::Resettle(Some(done))
+    });
+    for wait in waits {
+        let _ = wait.await;
+    }
+    if let Err(error) = cx.journal.complete() {
+        tracing::warn!(%error, "pods are all looked at again when the agent restarts");
     }
 }
 

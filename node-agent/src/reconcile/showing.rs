@@ -57,6 +57,16 @@ impl PodTask {
 
     /// Makes the pod's state seen: registry, log, metrics, the cluster.
     pub(super) fn show(&self, state: State, reason: String) {
+        let status = self.put_up(state, reason);
+        self.cx.status.stands(&status);
+    }
+
+    /// As [`Self::show`], pending, but on this node only: what the cluster reads of the pod is another agent's word.
+    pub(super) fn show_here(&self, reason: String) {
+        self.put_up(State::Pending, reason);
+    }
+
+    fn put_up(&self, state: State, reason: String) -> PodStatus {
         let status = self.describe(state, reason);
         let mut showing = self.entry.showing();
         let before = (showing.status.state, showing.status.reason.clone());
@@ -68,8 +78,8 @@ impl PodTask {
                 tracing::info!(pod, uid = %status.uid, was = %before.0, state = %status.state, reason = status.reason, "pod");
             }
         }
-        self.cx.status.stands(&status);
-        showing.status = status;
+        showing.status = status.clone();
+        status
     }
 
     fn describe(&self, state: State, reason: String) -> PodStatus {

@@ -73,6 +73,7 @@ impl View for NodeView {
             drift_watch: self.drift_watch.borrow().clone(),
             installation: installation.map(Box::new),
             lease,
+            predecessor: self.cx.succession.choice(),
             ztunnels: self.ztunnels(),
             pods: self.cx.registry.showings().into_iter().map(|showing| showing.status).collect(),
         }

@@ -16,8 +16,9 @@ use tokio::sync::{oneshot, watch};
 
 /// How long all pods together may take to trust a new ztunnel before its snapshot begins anyway.
 const TRUST_WITHIN: Duration = Duration::from_secs(5);
-/// How long a ztunnel waits for the journal's pods before its snapshot begins anyway.
-const RECALL_WITHIN: Duration = Duration::from_secs(10);
+/// How long a ztunnel waits for the pods that were there before this agent, before its snapshot begins anyway. It serves
+/// those that it has meanwhile.
+const RECALL_WITHIN: Duration = Duration::from_secs(20);
 
 /// Whose sockets may carry ztunnel's mark on this node.
 pub struct Trust {
@@ -169,7 +170,7 @@ impl Hooks for ZtunnelHooks {
         let mut recalled = self.recalled.clone();
         if tokio::time::timeout(RECALL_WITHIN, recalled.wait_for(|done| *done)).await.is_err() {
             tracing::warn!(
-                "the journal's pods have not all been looked at; ztunnel's snapshot may lack some"
+                "the pods that were here before have not all been looked at; ztunnel's snapshot may lack some"
             );
         }
         if self.trust.admit(peer).await {

@@ -9,7 +9,7 @@ use sluice_shared::ids::PodUid;
 use std::future::Future;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -18,6 +18,9 @@ use tracing::{error, warn};
 
 /// How long to wait after `accept` failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long to wait before a socket that another agent still has is tried again.
+const BIND_PAUSE: Duration = Duration::from_millis(200);
 
 /// How the server listens.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ pub struct Config {
 pub struct Server {
     task: JoinHandle<()>,
     stop: watch::Sender<bool>,
-    spot: Spot,
+    spot: Arc<OnceLock<Spot>>,
 }
 
 /// The hand-over to whichever ztunnels are connected. Cheap to clone.
@@ -96,17 +99,48 @@ impl Server {
     /// When the socket cannot be listened on.
     pub fn start<H: Hooks>(config: Config, hooks: Arc<H>) -> Result<(Handle, Self), ListenError> {
         let listener = Listener::bind(&config.socket, config.mode, config.directory_mode)?;
-        let spot = listener.spot();
+        let spot = Arc::new(OnceLock::from(listener.spot()));
         let shared = Arc::new(Shared::new());
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(accept(listener, config, Arc::clone(&shared), hooks, stopped));
         Ok((Handle { shared }, Self { task, stop, spot }))
     }
 
-    /// Where ztunnel reaches it.
+    /// As [`Self::start`], but listens only when `free` is done: another agent has the socket until then. One that is
+    /// taken all the same is tried again.
+    pub fn start_after<H: Hooks>(
+        config: Config,
+        hooks: Arc<H>,
+        free: impl Future<Output = ()> + Send + 'static,
+    ) -> (Handle, Self) {
+        let (spot, shared) = (Arc::new(OnceLock::new()), Arc::new(Shared::new()));
+        let (stop, mut stopped) = watch::channel(false);
+        let (found, pods) = (Arc::clone(&spot), Arc::clone(&shared));
+        let task = tokio::spawn(async move {
+            let listening = async {
+                free.await;
+                loop {
+                    match Listener::bind(&config.socket, config.mode, config.directory_mode) {
+                        Ok(listener) => return listener,
+                        Err(error) => warn!("ztunnel's socket cannot be listened on yet: {error}"),
+                    }
+                    tokio::time::sleep(BIND_PAUSE).await;
+                }
+            };
+            let listener = tokio::select! {
+                _ = stopped.changed() => return,
+                listener = listening => listener,
+            };
+            let _ = found.set(listener.spot());
+            accept(listener, config, pods, hooks, stopped).await;
+        });
+        (Handle { shared }, Self { task, stop, spot })
+    }
+
+    /// Where ztunnel reaches it, once it listens.
     #[must_use]
-    pub fn spot(&self) -> Spot {
-        self.spot.clone()
+    pub fn spot(&self) -> Arc<OnceLock<Spot>> {
+        Arc::clone(&self.spot)
     }
 
     /// Closes the socket and every connection, and returns when that is done.

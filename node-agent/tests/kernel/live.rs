@@ -26,23 +26,23 @@ pub const TESTS: &[(&str, fn())] = &[
 
 const TCP_ESTABLISHED: u8 = 1;
 /// In and out, both families.
-const ROUTES: [(bool, &str, &str, u16); 4] = [
+pub const ROUTES: [(bool, &str, &str, u16); 4] = [
     (true, POD4, FAR4, 443),
     (true, POD6, FAR6, 443),
     (false, OUTSIDE4, POD4, 8080),
     (false, OUTSIDE6, POD6, 8080),
 ];
 
-fn to(address: &str, port: u16) -> SocketAddr {
+pub fn to(address: &str, port: u16) -> SocketAddr {
     SocketAddr::from((address.parse::<IpAddr>().expect("an address"), port))
 }
 
-fn everybody(world: &World) -> Vec<Listener> {
+pub fn everybody(world: &World) -> Vec<Listener> {
     vec![Listener::everywhere(&world.pod, "app", 8080), Listener::everywhere(&world.outside, "outside", 443)]
 }
 
 /// One connection each way and family, with who answered.
-fn connect_all(world: &World) -> Vec<(String, TcpStream)> {
+pub fn connect_all(world: &World) -> Vec<(String, TcpStream)> {
     let dialled = ROUTES.iter().map(|(out, _, address, port)| {
         let from = if *out { &world.pod } else { &world.outside };
         match Dial::default().to(from, to(address, *port)) {
@@ -53,11 +53,11 @@ fn connect_all(world: &World) -> Vec<(String, TcpStream)> {
     dialled.collect()
 }
 
-fn tags(connections: &[(String, TcpStream)]) -> Vec<&str> {
+pub fn tags(connections: &[(String, TcpStream)]) -> Vec<&str> {
     connections.iter().map(|(tag, _)| tag.as_str()).collect()
 }
 
-fn assert_alive(connections: &mut [(String, TcpStream)], when: &str) {
+pub fn assert_alive(connections: &mut [(String, TcpStream)], when: &str) {
     for (index, (tag, stream)) in connections.iter_mut().enumerate() {
         assert!(is_alive(stream), "{when}: connection {index} ({tag}) is dead");
     }

@@ -5,7 +5,7 @@ mod tests;
 
 use super::directory::{Directory, DropIn, File, Found, OWNED_NAMES, Primary, is_owned, is_parked};
 use super::way::{DropIns, Way, choose, is_network_name};
-use super::{ConflistError, Entry, contains, drop_in, insert, remove, stands, wrap};
+use super::{ConflistError, Entry, contains, drop_in, insert, remove, stands, succession, wrap};
 
 /// What the node wants.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Wish<'a> {
     pub drop_ins: DropIns,
     /// The network whose directory a meta-plugin reads (Multus' auxiliary chain); no primary is looked for then.
     pub auxiliary_chain: Option<&'a str>,
+    /// Whether an istio-cni that was here is replaced: its entry goes as ours comes, and files of its own go.
+    pub replace_istio: bool,
     /// Whether an entry may be added where none is: the agent serves, or has served here before.
     pub may_add: bool,
     /// Whether a list of our own may stay without the primary's file: after a reboot, until the primary has written it.
@@ -47,6 +49,11 @@ pub enum Step {
     },
     /// Remove our own list.
     RemoveOwned {
+        /// Its name.
+        file: String,
+    },
+    /// Remove a file that is istio-cni's own.
+    RemoveIstios {
         /// Its name.
         file: String,
     },
@@ -98,6 +105,19 @@ enum Target<'a> {
 /// What to do, so that our entry is in the chain.
 #[must_use]
 pub fn plan(directory: &Directory, wish: &Wish<'_>) -> Plan {
+    if wish.replace_istio
+        && let Some(without) = succession::without_istio(directory)
+    {
+        let planned = planned(&without, wish);
+        // Its entry keeps pods of the mesh from bypassing it until ours does.
+        if planned.outcome.is_ok() {
+            return succession::onto(directory, &without, planned);
+        }
+    }
+    planned(directory, wish)
+}
+
+fn planned(directory: &Directory, wish: &Wish<'_>) -> Plan {
     if let Some(chain) = wish.auxiliary_chain {
         return auxiliary(directory, chain, wish);
     }
@@ -143,7 +163,9 @@ impl Directory {
                     files.retain(|found| found.name != file);
                     files.push(File { name: file, text: Ok(text) });
                 }
-                Step::RemoveOwned { file } => files.retain(|found| found.name != file),
+                Step::RemoveOwned { file } | Step::RemoveIstios { file } => {
+                    files.retain(|found| found.name != file);
+                }
                 Step::PutDropIn { network, text } => {
                     drop_ins.retain(|found| found.network != network);
                     drop_ins.push(DropIn { network, text: Ok(text) });
@@ -171,7 +193,7 @@ impl Step {
     #[must_use]
     pub fn takes_away(&self) -> bool {
         match self {
-            Self::RemoveOwned { .. } | Self::RemoveDropIn { .. } => true,
+            Self::RemoveOwned { .. } | Self::RemoveIstios { .. } | Self::RemoveDropIn { .. } => true,
             Self::Edit { to, .. } => contains(to) == Ok(false),
             Self::PutOwned { .. } | Self::PutDropIn { .. } => false,
         }

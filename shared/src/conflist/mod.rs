@@ -12,10 +12,12 @@
 //! | `chain` | what is to be written and removed, in which order |
 //! | `pace` | when to write, and whether somebody fights us |
 //! | `writer` | who that may be |
+//! | `succession` | what goes of an istio-cni that was here before |
 
 mod chain;
 mod directory;
 mod pace;
+mod succession;
 #[cfg(test)]
 mod tests;
 mod way;
@@ -94,7 +96,7 @@ const WHITE_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 struct List {
     /// `cniVersion`, and `cniVersions` of newer lists.
     versions: Vec<String>,
-    /// The plugins' places in the text, and whether they are ours.
+    /// The plugins' places in the text, and whether they are ours, or whoever's is looked for.
     plugins: Vec<(Range<usize>, bool)>,
 }
 
@@ -129,8 +131,13 @@ pub fn insert(text: &str, entry: &Entry) -> Result<String, ConflistError> {
 /// # Errors
 /// When the text is not a list.
 pub fn remove(text: &str) -> Result<String, ConflistError> {
+    without(text, PLUGIN_TYPE)
+}
+
+/// The list without the entries of this type.
+fn without(text: &str, kind: &str) -> Result<String, ConflistError> {
     let mut text = text.to_owned();
-    while let Some(place) = List::read(&text)?.entry_with_its_comma() {
+    while let Some(place) = List::with_entries_of(&text, kind)?.entry_with_its_comma() {
         text.replace_range(place, "");
     }
     Ok(text)
@@ -248,6 +255,10 @@ fn unread(e: &serde_json::Error) -> ConflistError {
 
 impl List {
     fn read(text: &str) -> Result<Self, ConflistError> {
+        Self::with_entries_of(text, PLUGIN_TYPE)
+    }
+
+    fn with_entries_of(text: &str, kind: &str) -> Result<Self, ConflistError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Document<'a> {
@@ -278,7 +289,7 @@ impl List {
                 .map_err(|e| ConflistError::NotAList(format!("plugins[{index}] is no plugin: {e}")))?;
             // A borrowed raw value is a part of the text it was read from.
             let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-            Ok((start..start + raw.get().len(), plugin.r#type == PLUGIN_TYPE))
+            Ok((start..start + raw.get().len(), plugin.r#type == kind))
         });
         Ok(Self {
             plugins: placed.collect::<Result<_, _>>()?,
@@ -302,7 +313,7 @@ impl List {
         }
     }
 
-    /// What is to be cut out for the first entry of ours: it and the comma on one of its sides.
+    /// What is to be cut out for the first of those entries: it and the comma on one of its sides.
     fn entry_with_its_comma(&self) -> Option<Range<usize>> {
         let index = self.plugins.iter().position(|(_, ours)| *ours)?;
         let place = |index: usize| self.plugins.get(index).map(|(place, _)| place.clone());

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `/run/sluice/install.json` ([`Installation`]) | installer | agent (Event, metric), `sluice-install status` |
 //! | `/run/sluice/runtime.json` ([`Runtime`](crate::conflist::Runtime)) | agent | installer |
+//! | `/run/sluice/predecessor.json` ([`PredecessorNote`]) | agent | installer |
 //! | `/run/sluice/intent.json` ([`Intent`]) | agent, operator | installer |
 //! | `/var/lib/sluice/lease.json` ([`Lease`]) | installer | plugin |
 //! | `/var/lib/sluice/chained.json` ([`Chaining`]) | installer | installer, after a restart or reboot |
@@ -24,6 +25,8 @@ use serde::{Deserialize, Serialize};
 pub const INSTALLATION_FILE: &str = "install.json";
 /// The runtime that the agent found, in the run directory.
 pub const RUNTIME_FILE: &str = "runtime.json";
+/// Whether the istio-cni that was here is gone, in the run directory.
+pub const PREDECESSOR_FILE: &str = "predecessor.json";
 /// What shall become of the installation, in the run directory.
 pub const INTENT_FILE: &str = "intent.json";
 /// The lease, in the state directory.
@@ -70,6 +73,9 @@ pub struct Installation {
     /// How often our entry was put back after others had removed it, in this boot.
     #[serde(default)]
     pub repairs: u64,
+    /// What is left of an istio-cni in the directory, in words.
+    #[serde(default)]
+    pub istio: Vec<String>,
     /// The fight that is on.
     #[serde(default)]
     pub fight: Option<Fought>,
@@ -107,6 +113,16 @@ pub struct Fought {
     pub every: u64,
     /// Who it may be, in words.
     pub suspect: String,
+}
+
+/// What the agent sees of an istio-cni on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PredecessorNote {
+    /// [`INSTALL_VERSION`]
+    pub version: u32,
+    /// Whether there is none, or none any more: its entry may then be replaced.
+    pub gone: bool,
 }
 
 /// The note that our entry is in the chain, or is about to be: whoever finds it need not wait for the agent.

@@ -12,7 +12,9 @@ const NLA_F_NESTED: u16 = 0x8000;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFPROTO_INET: u8 = 1;
+pub(super) const NFPROTO_INET: u8 = 1;
+/// `NFNL_BATCH_GENID`
+const BATCH_GENERATION: u16 = 1;
 
 /// What a message asks for: its number in `enum nf_tables_msg_types`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +22,9 @@ pub(super) enum Kind {
     NewTable = 0,
     DelTable = 2,
     NewChain = 3,
+    DelChain = 5,
     NewRule = 6,
+    DelRule = 8,
     NewSet = 9,
     NewSetElem = 12,
     DelSetElem = 14,
@@ -41,19 +45,39 @@ pub(super) struct Attributes<'a> {
 
 impl Batch {
     pub(super) fn begin() -> Self {
+        Self::begin_at(None)
+    }
+
+    /// One that the kernel refuses (`ERESTART`) at any other generation than this one, if it is given.
+    pub(super) fn begin_at(generation: Option<u32>) -> Self {
         let mut batch = Self { bytes: Vec::with_capacity(8192), labels: Vec::new(), last: 0 };
-        batch.frame(NFNL_MSG_BATCH_BEGIN, 0, 0, NFNL_SUBSYS_NFTABLES, "begin".to_owned(), |_| ());
+        batch.frame(NFNL_MSG_BATCH_BEGIN, 0, 0, NFNL_SUBSYS_NFTABLES, "begin".to_owned(), |message| {
+            if let Some(generation) = generation {
+                message.u32(BATCH_GENERATION, generation);
+            }
+        });
         batch
     }
 
     /// Adds one message to the transaction.
     pub(super) fn message(&mut self, kind: Kind, label: String, fill: impl FnOnce(&mut Attributes<'_>)) {
+        self.message_in(NFPROTO_INET, kind, label, fill);
+    }
+
+    /// As [`Self::message`], about a table of this family.
+    pub(super) fn message_in(
+        &mut self,
+        family: u8,
+        kind: Kind,
+        label: String,
+        fill: impl FnOnce(&mut Attributes<'_>),
+    ) {
         let flags = match kind {
-            Kind::DelTable | Kind::DelSetElem => 0,
+            Kind::DelTable | Kind::DelChain | Kind::DelRule | Kind::DelSetElem => 0,
             Kind::NewRule => NLM_F_CREATE | NLM_F_APPEND,
             Kind::NewTable | Kind::NewChain | Kind::NewSet | Kind::NewSetElem => NLM_F_CREATE,
         };
-        self.frame(NFNL_SUBSYS_NFTABLES << 8 | kind as u16, flags, NFPROTO_INET, 0, label, fill);
+        self.frame(NFNL_SUBSYS_NFTABLES << 8 | kind as u16, flags, family, 0, label, fill);
     }
 
     pub(super) fn end(mut self) -> NftBatch {

@@ -5,10 +5,12 @@
 //! needs beyond them to print the table well (key types, comments) is libnftnl's user data.
 
 mod expr;
+mod istio;
 mod message;
 mod rule;
 mod set;
 
+pub use istio::{dismantle, take_over};
 pub use set::flow_of_key;
 
 use crate::contract::NFT_TABLE;
@@ -36,21 +38,26 @@ const NF_ACCEPT: u32 = 1;
 #[must_use]
 pub fn replace(rules: &Ruleset) -> NftBatch {
     let mut batch = Batch::begin();
-    clear(&mut batch);
-    table(&mut batch, Kind::NewTable);
+    install(&mut batch, rules);
+    batch.end()
+}
+
+/// Makes the table exactly `rules`.
+fn install(batch: &mut Batch, rules: &Ruleset) {
+    clear(batch);
+    table(batch, Kind::NewTable);
     for (index, definition) in rules.sets.iter().enumerate() {
-        set::define(&mut batch, definition, index);
+        set::define(batch, definition, index);
     }
     // Every chain before the first rule: rules name chains to jump to.
     for definition in &rules.chains {
-        chain(&mut batch, definition.name);
+        chain(batch, definition.name);
     }
     for Chain { name, rules } in &rules.chains {
         for (index, definition) in rules.iter().enumerate() {
-            rule::append(&mut batch, *name, index, definition);
+            rule::append(batch, *name, index, definition);
         }
     }
-    batch.end()
 }
 
 /// Takes elements out of sets of the table, and puts others in; all else stays as it is. The kernel refuses the whole of

@@ -2,7 +2,7 @@
 //! nf_tables. `SLUICE_BLESS=1 cargo test -p sluice-shared` writes them anew; then read the diff.
 
 use super::generate::cgroup;
-use super::order::host_plan;
+use super::order::{host_plan, istios};
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
 use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::Ifname;
@@ -93,6 +93,8 @@ fn outputs_are_as_blessed() {
     compare(&mut stale, "host.restore".to_owned(), &restore(&host::lower(Backend::Iptables, install(&plan))));
     compare(&mut stale, "host.nft.hex".to_owned(), &nft(&host::lower(Backend::Nftables, install(&plan))));
     compare(&mut stale, "remove.nft.hex".to_owned(), &nft(&lower(Backend::Nftables, Step::Remove)));
+    let take_over = Step::TakeOver { plan: &new_pod(), remains: &istios() };
+    compare(&mut stale, "take-over.nft.hex".to_owned(), &nft(&lower(Backend::Nftables, take_over)));
     assert!(stale.is_empty(), "not as blessed: {stale:?}; SLUICE_BLESS=1 writes them anew");
 }
 

@@ -9,6 +9,7 @@ use super::vm::{Fate, Machine, Skb};
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
 use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::ids::{Family, PodUid};
+use sluice_shared::istio::{NftFamily, Remains, RuleId, Table};
 use sluice_shared::lower::{Backend, Step, lower};
 use sluice_shared::netfilter::{Hook, from_plan, host_by_label};
 use sluice_shared::nft;
@@ -34,6 +35,8 @@ fn names(ops: &[KernelOp]) -> Vec<String> {
             KernelOp::ForgetDirect => "forget direct".to_owned(),
             KernelOp::RememberHalfClosed(presence) => format!("half-closed {presence:?}"),
             KernelOp::ClearIptables => "clear iptables".to_owned(),
+            KernelOp::LegacyWithout { family, table, .. } => format!("legacy {family} {table}"),
+            KernelOp::DestroyIpset(name) => format!("destroy {name}"),
             KernelOp::NftBatch(_) => "nft".to_owned(),
             KernelOp::IptablesRestore(script) => format!("restore {}", script.family),
         })
@@ -63,6 +66,38 @@ fn a_new_pod_gets_what_rules_count_on_before_the_rules() {
 fn a_live_pods_conntrack_is_flushed_just_before_the_commit() {
     let ops = lower(Backend::Nftables, Step::Enroll { plan: &plan(), live: true });
     assert_eq!(names(&ops), [&READY[..], &["flush conntrack", "nft"]].concat());
+}
+
+/// What istio-cni leaves in both packet filters.
+pub fn istios() -> Remains {
+    let nat = Table::Nft(NftFamily::Ip, "nat".into());
+    let chain = |name: &str| (nat.clone(), name.to_owned());
+    let hooks = ["PREROUTING", "OUTPUT"];
+    Remains {
+        generation: Some(7),
+        jumps: hooks.iter().zip(3..).map(|(hook, id)| (nat.clone(), (*hook).into(), RuleId(id))).collect(),
+        chains: vec![chain("ISTIO_PRERT"), chain("ISTIO_OUTPUT")],
+        emptied: vec![(nat.clone(), hooks.map(String::from).into())],
+        tables: vec![Table::Nft(NftFamily::Inet, "istio-ambient-raw".into())],
+        legacy: BTreeMap::from([((Family::V4, "mangle".into()), BTreeSet::from(["ISTIO_PRERT".into()]))]),
+        ..Remains::default()
+    }
+}
+
+#[test]
+fn istio_cnis_rules_go_in_the_transaction_in_which_ours_come_and_conntrack_stays() {
+    let (plan, remains) = (plan(), istios());
+    let ops = lower(Backend::Nftables, Step::TakeOver { plan: &plan, remains: &remains });
+    assert_eq!(names(&ops), [&READY[..], &["nft", "legacy IPv4 mangle"]].concat());
+    let Some(KernelOp::NftBatch(batch)) = ops.iter().find(|op| matches!(op, KernelOp::NftBatch(_))) else {
+        panic!("{ops:?}")
+    };
+    let first = |what: &str| batch.labels.iter().position(|label| label.starts_with(what)).unwrap();
+    assert!(first("rule 0 of") < first("delete istio-cni's"), "ours before theirs: {:?}", batch.labels);
+    // Ours first here too, and both in force until theirs is off.
+    let ops = lower(Backend::Iptables, Step::TakeOver { plan: &plan, remains: &remains });
+    let ours = ["clear iptables", "restore IPv4", "restore IPv6"];
+    assert_eq!(names(&ops), [&READY[..], &ours, &["legacy IPv4 mangle"]].concat());
 }
 
 #[test]

@@ -27,6 +27,9 @@ pub fn render(status: &NodeStatus) -> String {
     if let Some(lease) = &status.lease {
         line("lease", &self::lease(lease));
     }
+    if let Some(predecessor) = &status.predecessor {
+        line("istio-cni", &choice(predecessor));
+    }
     if status.ztunnels.is_empty() {
         line("ztunnel", "✗ none is connected: new pods of the mesh wait for it");
     }

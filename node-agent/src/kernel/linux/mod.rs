@@ -4,7 +4,9 @@ mod apply;
 pub mod cgroup;
 mod conntrack;
 mod half_closed;
+mod ipset;
 pub mod iptables;
+mod istio;
 mod kept;
 mod legacy;
 mod link;
@@ -19,7 +21,9 @@ mod route;
 mod ruleset;
 mod scratch;
 mod sockdiag;
+mod target;
 pub mod watch;
+mod xtables;
 
 use super::{Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket};
 use iptables::Variant;
@@ -29,6 +33,7 @@ use netns::Namespaces;
 use ruleset::{Hash, Ruleset};
 use sluice_shared::enroll::Overrides;
 use sluice_shared::ids::{Family, NetnsId};
+use sluice_shared::istio::{Listing, PROBE_SETS};
 use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, CgroupRef, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
@@ -167,6 +172,14 @@ impl Kernel for LinuxKernel {
         self.namespaces.enter_pod(netns, || kept::flows(variant))
     }
 
+    fn istio(&self, netns: &Netns) -> Result<Listing, KernelError> {
+        self.namespaces.enter_pod(netns, || istio::list(&[]))
+    }
+
+    fn istio_on_host(&self) -> Result<Listing, KernelError> {
+        self.namespaces.enter_host(|| istio::list(&PROBE_SETS))
+    }
+
     fn addresses(&self, netns: &Netns) -> Result<Vec<IpAddr>, KernelError> {
         self.namespaces.enter_pod(netns, || route::addresses(&mut route::open()?))
     }
@@ -290,6 +303,10 @@ fn carry_out(ops: &[KernelOp], means: Means<'_>) -> Result<(), KernelError> {
                 nft::commit(batch)?;
             }
             KernelOp::ClearIptables => iptables::clear(variant)?,
+            KernelOp::LegacyWithout { family, table, chains } => {
+                legacy::remove_chains(*family, table, chains)?;
+            }
+            KernelOp::DestroyIpset(name) => ipset::destroy(name)?,
             KernelOp::IptablesRestore(script) => {
                 // As above, for cgroups by path.
                 cgroup::prefer_hosts_namespace(means.proc);

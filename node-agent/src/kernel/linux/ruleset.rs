@@ -16,15 +16,15 @@ const READ_ATTEMPTS: usize = 20;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_FLAGS: u16 = 2;
-const NFTA_CHAIN_TABLE: u16 = 1;
+pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
+pub(super) const NFTA_CHAIN_HOOK: u16 = 4;
+pub(super) const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_CHAIN_FLAGS: u16 = 10;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(super) const NFTA_RULE_TABLE: u16 = 1;
+pub(super) const NFTA_RULE_CHAIN: u16 = 2;
+pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_HANDLE: u16 = 16;
@@ -35,7 +35,7 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
-const NFTA_EXPR_NAME: u16 = 1;
+pub(super) const NFTA_EXPR_NAME: u16 = 1;
 /// `struct nfgenmsg`
 const NFGENMSG: usize = 4;
 
@@ -70,22 +70,7 @@ pub(super) struct Hash(u64);
 impl Ruleset {
     /// Reads it; `None` when the kernel has no nf_tables.
     pub(super) fn read() -> Result<Option<Self>, KernelError> {
-        let mut conversation = Conversation::open(NETLINK_NETFILTER)?;
-        for _ in 0..READ_ATTEMPTS {
-            let Some(before) = generation(&mut conversation)? else { return Ok(None) };
-            match Self::read_once(&mut conversation, before) {
-                Ok(ruleset) if generation(&mut conversation)? == Some(before) => return Ok(Some(ruleset)),
-                // Something went away between two dumps, or was added: begin again.
-                Ok(_) => {}
-                Err(refused) if refused.errno() == Some(libc::ENOENT) => {}
-                Err(refused) => return Err(refused.during("read the nf_tables rule set")),
-            }
-        }
-        Err(Refused {
-            source: std::io::Error::from_raw_os_error(libc::EBUSY),
-            words: format!("it changed during each of {READ_ATTEMPTS} attempts"),
-        }
-        .during("read the nf_tables rule set"))
+        consistent(Self::read_once)
     }
 
     fn read_once(conversation: &mut Conversation, generation: u32) -> Result<Self, Refused> {
@@ -113,6 +98,29 @@ impl Hash {
     pub(super) const fn finish(self) -> u64 {
         self.0
     }
+}
+
+/// What `read` finds with nothing changed from its first dump to its last, given the generation; `None` when the kernel
+/// has no nf_tables.
+pub(super) fn consistent<T>(
+    read: impl Fn(&mut Conversation, u32) -> Result<T, Refused>,
+) -> Result<Option<T>, KernelError> {
+    let mut conversation = Conversation::open(NETLINK_NETFILTER)?;
+    for _ in 0..READ_ATTEMPTS {
+        let Some(before) = generation(&mut conversation)? else { return Ok(None) };
+        match read(&mut conversation, before) {
+            Ok(found) if generation(&mut conversation)? == Some(before) => return Ok(Some(found)),
+            // Something went away between two dumps, or was added: begin again.
+            Ok(_) => {}
+            Err(refused) if refused.errno() == Some(libc::ENOENT) => {}
+            Err(refused) => return Err(refused.during("read the nf_tables rule set")),
+        }
+    }
+    Err(Refused {
+        source: std::io::Error::from_raw_os_error(libc::EBUSY),
+        words: format!("it changed during each of {READ_ATTEMPTS} attempts"),
+    }
+    .during("read the nf_tables rule set"))
 }
 
 /// The number of the calling thread's namespace's last commit; `None` when the kernel has no nf_tables.
@@ -286,7 +294,7 @@ fn foreign_nat(chains: &[Kept], ours: &Table, iptables: &[Table]) -> BTreeSet<St
         .collect()
 }
 
-fn chain_name(chain: &Kept) -> String {
+pub(super) fn chain_name(chain: &Kept) -> String {
     nf_attribute(chain, NFTA_CHAIN_NAME).map(string).unwrap_or_default()
 }
 
@@ -296,7 +304,7 @@ fn select(message: &Kept, kinds: &[u16], hash: &mut Hash) {
     }
 }
 
-fn dump(
+pub(super) fn dump(
     conversation: &mut Conversation,
     kind: i32,
     family: u8,
@@ -311,11 +319,11 @@ fn request(kind: i32, family: u8, which: &[(u16, &str)]) -> Request {
     which.iter().fold(request, |request, (kind, value)| request.string(*kind, value))
 }
 
-fn nf_attributes(message: &Kept) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn nf_attributes(message: &Kept) -> impl Iterator<Item = (u16, &[u8])> {
     attributes(message.payload.get(NFGENMSG..).unwrap_or_default())
 }
 
-fn nf_attribute(message: &Kept, kind: u16) -> Option<&[u8]> {
+pub(super) fn nf_attribute(message: &Kept, kind: u16) -> Option<&[u8]> {
     attribute(message.payload.get(NFGENMSG..)?, kind)
 }
 
@@ -327,7 +335,7 @@ impl Table {
     }
 
     /// The table that a message is about.
-    fn of(message: &Kept, kind: u16) -> Option<Self> {
+    pub(super) fn of(message: &Kept, kind: u16) -> Option<Self> {
         let name = nf_attribute(message, kind).map(string)?;
         message.payload.first().map(|family| Self { family: *family, name })
     }

@@ -4,6 +4,7 @@ use super::super::*;
 use crate::adopt;
 use crate::kernel::TcpSocket;
 use crate::kernel::fake::{Place, RecordingKernel};
+use crate::predecessor::Predecessor;
 use crate::zds;
 use sluice_shared::admin::State;
 use sluice_shared::facts::PodFacts;
@@ -27,6 +28,7 @@ pub struct Boxed {
     pub events: mpsc::Sender<Event>,
     pub dir: tempfile::TempDir,
     pub zds: zds::Server,
+    pub predecessor: watch::Sender<Predecessor>,
 }
 
 /// A ztunnel that acknowledges whatever it is told, and notes it: `add u1`, `del u1`, `keep u1`, `snapshot`.
@@ -57,9 +59,12 @@ pub async fn start_with(
     let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
     let registry = Arc::new(Registry::default());
     let journal = Journal::open(&dir.path().join("run")).unwrap();
+    journal.complete().unwrap();
+    let (predecessor, predecessor_now) = watch::channel(Predecessor::Gone);
     let metrics = Metrics::new();
     let trust = Arc::new(Trust::anybody(journal.clone(), "a test".into()));
     let (recalled, when_recalled) = watch::channel(false);
+    let when_all_recalled = when_recalled.clone();
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
     let (ztunnel, server) =
         zds::Server::start(zds::Config::new(dir.path().join("zds.sock")), Arc::new(hooks)).unwrap();
@@ -96,10 +101,13 @@ pub async fn start_with(
         metrics,
         namespaces: Namespaces::default(),
         lookup,
+        succession: Succession::new(predecessor_now),
     });
+    tokio::spawn(Succession::announce(Arc::clone(&cx)));
+    tokio::spawn(Succession::clear_host(Arc::clone(&cx), when_all_recalled));
     let (events, inbox) = mpsc::channel(16);
     tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
-    Boxed { kernel, cx, events, dir, zds: server }
+    Boxed { kernel, cx, events, dir, zds: server, predecessor }
 }
 
 impl Boxed {

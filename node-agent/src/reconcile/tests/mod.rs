@@ -5,6 +5,7 @@ mod adopting;
 mod backends;
 mod fixture;
 mod sandboxes;
+mod succession;
 mod telling;
 mod view;
 

@@ -21,6 +21,7 @@ fn wish() -> Wish<'static> {
         way: None,
         drop_ins: DropIns::Unknown,
         auxiliary_chain: None,
+        replace_istio: false,
         may_add: true,
         outlive: false,
     }
@@ -169,4 +170,77 @@ fn a_mesh_that_appends_itself_behind_us_is_no_reason_to_write() {
     let behind = CHAINED.replace("\"sluice-cni\"}", "\"sluice-cni\"},{\"type\":\"linkerd-cni\"}");
     let there = directory(&[("10-p.conflist", &behind)], &[]);
     assert_eq!(plan(&there, &wish()).steps, []);
+}
+
+const ISTIOS: &str = "{\"cniVersion\":\"1.0.0\",\"name\":\"net\",\"plugins\":[{\"type\":\"ptp\"},\n {\"type\":\"istio-cni\", \
+                      \"ambient_enabled\": true}]}\n";
+
+#[test]
+fn istio_cnis_entry_goes_in_the_write_in_which_ours_comes() {
+    let replace = Wish { replace_istio: true, ..wish() };
+    let before = directory(&[("10-p.conflist", ISTIOS)], &[]);
+    let Plan { steps, .. } = plan(&before, &replace);
+    let [Step::Edit { file, from, to }] = &steps[..] else { panic!("{steps:?}") };
+    assert_eq!((file.as_str(), from.as_str(), to.as_str()), ("10-p.conflist", ISTIOS, CHAINED));
+    settles(&before, &replace, &directory(&[("10-p.conflist", CHAINED)], &[]));
+    // Both, while it lives; then its own goes.
+    let both = plan(&before, &wish());
+    let beside = before.after(&both.steps);
+    assert_eq!(beside.istios(), ["10-p.conflist has istio-cni's entry"]);
+    // As it was written beside it.
+    let chained = CHAINED.replace(",{\"type\":\"sluice", ",\n {\"type\":\"sluice");
+    settles(&beside, &replace, &directory(&[("10-p.conflist", &chained)], &[]));
+    // It does not come back when we leave.
+    let left = beside.after(&plan(&beside, &replace).steps);
+    assert_eq!(left.after(&leave(&left)), directory(&[("10-p.conflist", LIST)], &[]));
+}
+
+#[test]
+fn a_drop_in_of_ours_is_there_before_istio_cnis_entry_goes() {
+    let replace = Wish { replace_istio: true, drop_ins: DropIns::Added, ..wish() };
+    let before = directory(&[("10-p.conflist", ISTIOS)], &[]);
+    let Plan { steps, .. } = plan(&before, &replace);
+    assert!(matches!(&steps[..], [Step::PutDropIn { .. }, Step::Edit { to, .. }] if to == LIST), "{steps:?}");
+    settles(&before, &replace, &directory(&[("10-p.conflist", LIST)], &[("net", OURS)]));
+}
+
+#[test]
+fn istio_cnis_own_files_go_last_and_hide_the_primary_until_then() {
+    let replace = Wish { replace_istio: true, ..wish() };
+    let alone = "{\"cniVersion\":\"0.3.1\",\"name\":\"istio-cni\",\"type\":\"istio-cni\"}";
+    let files = [("02-istio-cni.conflist", ISTIOS), ("10-p.conflist", LIST), ("YYY-istio-cni.conf", alone)];
+    let before = directory(&files, &[]);
+    let Plan { steps, .. } = plan(&before, &replace);
+    let [Step::Edit { file, .. }, Step::RemoveIstios { file: first }, Step::RemoveIstios { .. }] = &steps[..]
+    else {
+        panic!("{steps:?}")
+    };
+    assert_eq!((file.as_str(), first.as_str()), ("10-p.conflist", "02-istio-cni.conflist"));
+    settles(&before, &replace, &directory(&[("10-p.conflist", CHAINED)], &[]));
+    // While it lives its list is the one that counts, and the one that we join.
+    let beside = before.after(&plan(&before, &wish()).steps);
+    assert_eq!(beside.files[1].text.as_deref(), Ok(LIST));
+    assert_eq!(contains(beside.files[0].text.as_ref().unwrap()), Ok(true));
+    settles(&beside, &replace, &directory(&[("10-p.conflist", CHAINED)], &[]));
+}
+
+#[test]
+fn nothing_of_istio_cnis_goes_before_ours_can_come() {
+    let files = [("02-istio-cni.conflist", ISTIOS), ("10-p.conflist", ISTIOS)];
+    for (files, wish) in [
+        (&files[..], Wish { replace_istio: true, may_add: false, ..wish() }),
+        (&files[..1], Wish { replace_istio: true, ..wish() }),
+        (
+            &[("10-p.conflist", "{\"plugins\":[{\"type\":\"istio-cni\"}]}")],
+            Wish { replace_istio: true, ..wish() },
+        ),
+    ] {
+        let before = directory(files, &[]);
+        let after = before.after(&plan(&before, &wish).steps);
+        assert_eq!(after.istios(), before.istios(), "{files:?}");
+    }
+    // A name alone is nobody's.
+    let theirs = directory(&[("02-istio-cni.conflist", LIST)], &[]);
+    let after = theirs.after(&plan(&theirs, &Wish { replace_istio: true, ..wish() }).steps);
+    assert_eq!(after, directory(&[("02-istio-cni.conflist", CHAINED)], &[]));
 }
