@@ -178,6 +178,7 @@ fn installation() -> Installation {
         primary_seen: true,
         writes: 9,
         repairs: 7,
+        istio: Vec::new(),
         fight: None,
         updated: 0,
     }
@@ -194,6 +195,7 @@ fn healthy() -> NodeStatus {
         probes: choice("source", "snat: the host refuses our table (EPERM)"),
         mark_guard: choice("on", ""),
         drift_watch: choice("events", "a change is seen at once"),
+        predecessor: None,
         installation: Some(Box::new(installation())),
         lease: Some(LeaseStatus { state: LeaseState::Held, age_seconds: 12, horizon_seconds: 3600 }),
         ztunnels: vec![ZtunnelStatus {
@@ -223,6 +225,7 @@ fn troubled() -> NodeStatus {
         fight: Some(fight),
         ..installation()
     }));
+    status.predecessor = Some(choice("runs on this node", "remove its DaemonSet; 0 pods taken over"));
     status.lease = Some(LeaseStatus { state: LeaseState::Lapsed, age_seconds: 4000, horizon_seconds: 3600 });
     status.ztunnels.insert(0, ZtunnelStatus { connection: 3, pid: 0, ready: false, cgroup: None });
     status.pods.extend([

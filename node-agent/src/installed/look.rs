@@ -147,6 +147,7 @@ pub(super) mod tests {
             primary_seen: true,
             writes: 3,
             repairs: 2,
+            istio: Vec::new(),
             fight: None,
             updated: 0,
         }

@@ -18,6 +18,7 @@ fn fought() -> Installation {
         primary_seen: true,
         writes: 9,
         repairs: 7,
+        istio: Vec::new(),
         fight: Some(fight),
         updated: 0,
     }

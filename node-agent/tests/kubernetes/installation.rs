@@ -35,6 +35,7 @@ pub fn installation(state: State) -> Installation {
         primary_seen: true,
         writes: 9,
         repairs: 7,
+        istio: Vec::new(),
         fight,
         updated: 0,
     }

@@ -5,6 +5,8 @@ use crate::op::KernelOp;
 
 const IP: NftFamily = NftFamily::Ip;
 
+type Change = fn(&mut Vec<Chain>);
+
 fn nft(name: &str) -> Table {
     Table::Nft(IP, name.into())
 }
@@ -66,7 +68,7 @@ fn its_chains_and_the_jumps_to_them_go_and_the_table_with_them() {
 
 #[test]
 fn a_table_with_something_of_anybodys_stays() {
-    let kept: [fn(&mut Vec<Chain>); 3] = [
+    let kept: [Change; 3] = [
         |chains| chains.push(chain(&nft("nat"), "OWN", &[])),
         |chains| chains[0].rules.push(Rule { id: RuleId(9), bare: false, does: Does::Else }),
         |chains| chains[1].passes = false,
@@ -90,7 +92,7 @@ fn a_table_with_something_of_anybodys_stays() {
 
 #[test]
 fn what_only_looks_like_it_is_left_and_named() {
-    let spoilt: [(&str, fn(&mut Vec<Chain>)); 5] = [
+    let spoilt: [(&str, Change); 5] = [
         ("rules that are not", |chains| chains[3].rules.push(rules(&[jump("ISTIO_REDIRECT")]).remove(0))),
         ("rules that are not", |chains| chains[3].rules[1].does = Does::Redirect(8080)),
         ("none of its rules", |chains| chains[3].rules.truncate(1)),
@@ -139,7 +141,7 @@ fn whole_tables_of_its_own() {
     let table = |name: &str| Table::Nft(NftFamily::Inet, name.into());
     let own = table("istio-ambient-nat");
     let chains = vec![hook(&own, "prerouting", &[]), chain(&own, "istio-prerouting", &[Does::Else])];
-    assert_eq!(recognise(&listing(chains.clone()), Place::Pod).tables, [own.clone()]);
+    assert_eq!(recognise(&listing(chains.clone()), Place::Pod).tables, std::slice::from_ref(&own));
     let mut foreign = chains;
     foreign.push(chain(&own, "mine", &[]));
     let remains = recognise(&listing(foreign), Place::Pod);

@@ -134,8 +134,8 @@ impl Blob {
         }
         // Where each offset leads afterwards: what is gone, to what comes after it.
         let (mut moved, mut at) = (BTreeMap::new(), 0);
-        for number in 0..offsets.len() {
-            moved.insert(offsets[number], at);
+        for (number, offset) in offsets.iter().enumerate() {
+            moved.insert(*offset, at);
             if !gone.contains(&number) {
                 at += entry(number).len();
             }
@@ -185,8 +185,8 @@ impl Blob {
                 starts.push((number, (*name).to_owned(), true, None));
             }
         }
-        for number in 0..offsets.len() {
-            let data = self.target(&self.content[offsets[number]..]);
+        for (number, offset) in offsets.iter().enumerate() {
+            let data = self.target(&self.content[*offset..]);
             if target_name(data) == NAMING {
                 let name = text(data.get(TARGET_HEADER..).unwrap_or_default());
                 starts.push((number + 1, name, false, Some(number)));
