@@ -92,6 +92,19 @@ pub enum ConflistError {
 
 const WHITE_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
+/// What an entry says of whose it is.
+#[derive(Deserialize)]
+struct Plugin {
+    r#type: String,
+    /// istio-cni's: whether it captures for ambient mode. It redirects sidecars' pods too, which is nobody else's business.
+    #[serde(default)]
+    ambient_enabled: serde_json::Value,
+}
+
+fn is_ours(plugin: &Plugin) -> bool {
+    plugin.r#type == PLUGIN_TYPE
+}
+
 /// Where things are in the text of a list.
 struct List {
     /// `cniVersion`, and `cniVersions` of newer lists.
@@ -131,13 +144,13 @@ pub fn insert(text: &str, entry: &Entry) -> Result<String, ConflistError> {
 /// # Errors
 /// When the text is not a list.
 pub fn remove(text: &str) -> Result<String, ConflistError> {
-    without(text, PLUGIN_TYPE)
+    without(text, is_ours)
 }
 
-/// The list without the entries of this type.
-fn without(text: &str, kind: &str) -> Result<String, ConflistError> {
+/// The list without the entries that this holds for.
+fn without(text: &str, whose: fn(&Plugin) -> bool) -> Result<String, ConflistError> {
     let mut text = text.to_owned();
-    while let Some(place) = List::with_entries_of(&text, kind)?.entry_with_its_comma() {
+    while let Some(place) = List::with_entries_of(&text, whose)?.entry_with_its_comma() {
         text.replace_range(place, "");
     }
     Ok(text)
@@ -255,10 +268,10 @@ fn unread(e: &serde_json::Error) -> ConflistError {
 
 impl List {
     fn read(text: &str) -> Result<Self, ConflistError> {
-        Self::with_entries_of(text, PLUGIN_TYPE)
+        Self::with_entries_of(text, is_ours)
     }
 
-    fn with_entries_of(text: &str, kind: &str) -> Result<Self, ConflistError> {
+    fn with_entries_of(text: &str, whose: fn(&Plugin) -> bool) -> Result<Self, ConflistError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Document<'a> {
@@ -270,10 +283,6 @@ impl List {
             plugins: Option<Vec<&'a RawValue>>,
             #[serde(borrow, default)]
             r#type: Option<&'a RawValue>,
-        }
-        #[derive(Deserialize)]
-        struct Plugin {
-            r#type: String,
         }
         if text.len() > MAX_CONFLIST {
             return Err(ConflistError::TooLong);
@@ -289,7 +298,7 @@ impl List {
                 .map_err(|e| ConflistError::NotAList(format!("plugins[{index}] is no plugin: {e}")))?;
             // A borrowed raw value is a part of the text it was read from.
             let start = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-            Ok((start..start + raw.get().len(), plugin.r#type == kind))
+            Ok((start..start + raw.get().len(), whose(&plugin)))
         });
         Ok(Self {
             plugins: placed.collect::<Result<_, _>>()?,

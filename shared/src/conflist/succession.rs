@@ -3,8 +3,9 @@
 
 use super::chain::{Plan, Step};
 use super::directory::{Directory, File};
-use super::without;
+use super::{Plugin, without};
 use crate::istio::PLUGIN_TYPE;
+use serde_json::Value;
 
 /// What istio-cni calls files that are its own: the list that it puts before the primary's (`istioOwnedCNIConfig`), and
 /// the configuration that it has beside a meta-plugin's (`chained: false`).
@@ -57,17 +58,21 @@ impl Directory {
     }
 }
 
+/// An entry that captures for ambient mode; one that only redirects sidecars' pods is left.
+fn is_ambient(plugin: &Plugin) -> bool {
+    plugin.r#type == PLUGIN_TYPE && plugin.ambient_enabled == Value::Bool(true)
+}
+
 /// Its own by name, and by what is in it: a list with its entry, or its own configuration.
 fn is_istios(file: &File) -> bool {
     let says_so = |text: &String| {
-        let types =
-            super::Head::read(text).map(|head| head.plugins.unwrap_or_default().into_iter().chain(head.kind));
-        types.is_ok_and(|mut types| types.any(|kind| kind == PLUGIN_TYPE))
+        let single = serde_json::from_str::<Plugin>(text).is_ok_and(|plugin| is_ambient(&plugin));
+        single || without(text, is_ambient).is_ok_and(|rest| rest != *text)
     };
     FILES.contains(&file.name.as_str()) && file.text.as_ref().is_ok_and(says_so)
 }
 
 fn without_entry(file: &File) -> File {
-    let text = file.text.as_ref().ok().and_then(|text| without(text, PLUGIN_TYPE).ok());
+    let text = file.text.as_ref().ok().and_then(|text| without(text, is_ambient).ok());
     File { name: file.name.clone(), text: text.map_or_else(|| file.text.clone(), Ok) }
 }

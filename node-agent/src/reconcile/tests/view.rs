@@ -21,6 +21,7 @@ fn installation(state: install::State) -> Installation {
         primary_seen: true,
         writes: 0,
         repairs: 0,
+        istio: Vec::new(),
         fight: None,
         updated: 0,
     }

@@ -207,7 +207,8 @@ fn a_drop_in_of_ours_is_there_before_istio_cnis_entry_goes() {
 #[test]
 fn istio_cnis_own_files_go_last_and_hide_the_primary_until_then() {
     let replace = Wish { replace_istio: true, ..wish() };
-    let alone = "{\"cniVersion\":\"0.3.1\",\"name\":\"istio-cni\",\"type\":\"istio-cni\"}";
+    let alone =
+        "{\"cniVersion\":\"0.3.1\",\"name\":\"istio-cni\",\"type\":\"istio-cni\",\"ambient_enabled\":true}";
     let files = [("02-istio-cni.conflist", ISTIOS), ("10-p.conflist", LIST), ("YYY-istio-cni.conf", alone)];
     let before = directory(&files, &[]);
     let Plan { steps, .. } = plan(&before, &replace);
@@ -231,7 +232,7 @@ fn nothing_of_istio_cnis_goes_before_ours_can_come() {
         (&files[..], Wish { replace_istio: true, may_add: false, ..wish() }),
         (&files[..1], Wish { replace_istio: true, ..wish() }),
         (
-            &[("10-p.conflist", "{\"plugins\":[{\"type\":\"istio-cni\"}]}")],
+            &[("10-p.conflist", "{\"plugins\":[{\"type\":\"istio-cni\",\"ambient_enabled\":true}]}")],
             Wish { replace_istio: true, ..wish() },
         ),
     ] {
@@ -243,4 +244,14 @@ fn nothing_of_istio_cnis_goes_before_ours_can_come() {
     let theirs = directory(&[("02-istio-cni.conflist", LIST)], &[]);
     let after = theirs.after(&plan(&theirs, &Wish { replace_istio: true, ..wish() }).steps);
     assert_eq!(after, directory(&[("02-istio-cni.conflist", CHAINED)], &[]));
+}
+
+#[test]
+fn an_istio_cni_that_only_redirects_sidecars_pods_stays() {
+    let sidecars = ISTIOS.replace("true", "false");
+    let alone = r#"{"cniVersion":"0.3.1","name":"istio-cni","type":"istio-cni","ambient_enabled":false}"#;
+    let before = directory(&[("10-p.conflist", &sidecars), ("YYY-istio-cni.conf", alone)], &[]);
+    let after = before.after(&plan(&before, &Wish { replace_istio: true, ..wish() }).steps);
+    assert!(after.files[0].text.as_ref().unwrap().contains("istio-cni") && after.has_us());
+    assert_eq!((after.files.len(), after.istios()), (2, Vec::new()));
 }
