@@ -2,7 +2,7 @@
 //! captures that see every SYN, and an API server that counts every request.
 //!
 //! [`stage`] is what the scenarios share, [`scenario`] has them all, in order. [`lives`] and [`leaks`] are the judge of
-//! a capture, [`audit`] that of the requests; both are pure.
+//! a capture, [`audit`] that of the requests, [`sandboxes`] that of those that failed; all are pure.
 
 pub mod audit;
 pub mod demo;
@@ -10,6 +10,7 @@ pub mod leaks;
 pub mod lives;
 pub mod manifests;
 pub mod processes;
+pub mod sandboxes;
 pub mod scenario;
 pub mod shapes;
 pub mod stage;
@@ -21,8 +22,8 @@ use anyhow::{Result, bail};
 use scenario::{ALL, Scenario};
 use stage::Stage;
 
-/// Runs the scenarios, all or those that are named, and with `keep` lets the cluster stand afterwards; says whether everything held. The report is
-/// `target/reports/cluster.json`.
+/// Runs the scenarios, all or those that are named, and with `keep` lets the cluster stand afterwards; says whether
+/// everything held. The report is `target/reports/cluster.json`.
 ///
 /// # Errors
 /// When there is no such scenario, or the report cannot be written.

@@ -3,6 +3,7 @@
 use super::{nothing_left, until_all};
 use crate::cluster::test::audit::{self, Requests};
 use crate::cluster::test::demo::{self, DEMO};
+use crate::cluster::test::sandboxes;
 use crate::cluster::test::shapes::{Shape, namespace};
 use crate::cluster::test::stage::Stage;
 use crate::cluster::watch::seen::Object;
@@ -30,9 +31,10 @@ pub fn scale(stage: &mut Stage, report: &mut Report) {
     };
     let made = made();
     let made = || made.as_ref().map_err(|why| anyhow!("{why:#}"));
-    report.check("a Deployment scaled to 60 pods: all captured, none restarted, no sandbox failed", || {
-        without_failures(stage, SCALE, &made()?.1)
-    });
+    report.check(
+        "a Deployment scaled to 60 pods: all captured, none restarted, no sandbox failed for us",
+        || without_failures(stage, SCALE, &made()?.1),
+    );
     report.check("60 new pods: none of their SYNs uncaptured", || stage.judge(wire)?.must_hold());
     report.check("in steady state, ADD costs the API server no request", || {
         let requests = requests(stage, made()?.0)?;
@@ -71,7 +73,7 @@ pub fn burst(stage: &mut Stage, report: &mut Report) {
     };
     let made = made();
     let took = begun.elapsed();
-    report.check("a burst of 100 pods: all captured, none restarted, no sandbox failed", || {
+    report.check("a burst of 100 pods: all captured, none restarted, no sandbox failed for us", || {
         let said = without_failures(stage, BURST, &made?)?;
         Ok(format!("{said}, after {:.0} s", took.as_secs_f32()))
     });
@@ -95,11 +97,14 @@ fn captured(pod: &Pod) -> bool {
 }
 
 fn without_failures(stage: &Stage, namespace: &str, pods: &[Pod]) -> Result<String> {
-    let failed = stage.events(namespace, "FailedCreatePodSandBox")?;
-    ensure!(failed.is_empty(), "{} sandboxes failed: {}", failed.len(), failed[0]);
+    let tentative = sandboxes::none_but_tentative(&stage.events(namespace, "FailedCreatePodSandBox")?)?;
     let restarted = pods.iter().filter(|pod| pod.restarts > 0).count();
     ensure!(restarted == 0, "{restarted} of {} were restarted", pods.len());
-    Ok(format!("{} pods Ready and enabled", pods.len()))
+    let said = format!("{} pods Ready and enabled", pods.len());
+    Ok(match tentative {
+        0 => said,
+        _ => format!("{said}; for {tentative} the primary CNI waited 5 s in vain for its IPv6 addresses"),
+    })
 }
 
 fn requests(stage: &Stage, since: SystemTime) -> Result<Requests> {
