@@ -9,10 +9,11 @@ use crate::lab::process::{Launch, Process};
 use crate::lab::{eventually, write_whole};
 use anyhow::{Context, Result, ensure};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const ETCD_PORT: u16 = 2379;
 /// Every request once, when it is answered, with who, what and the answer's code.
@@ -36,6 +37,9 @@ pub struct ControlPlane {
 #[derive(Default)]
 struct Running {
     apiserver: Option<Process>,
+    /// When it was killed, until it was ready again.
+    outages: Vec<Range<SystemTime>>,
+    away_since: Option<SystemTime>,
     /// The others, in the order in which they were started.
     others: Vec<Process>,
 }
@@ -129,7 +133,11 @@ impl ControlPlane {
             self.kubectl(&["get", "--raw", "/readyz"], b"").or_else(pause)
         })
         .map_err(|why| why.context(server.last_words()))?;
-        self.lock().apiserver = Some(server);
+        let mut running = self.lock();
+        running.apiserver = Some(server);
+        let outage = running.away_since.take().map(|since| since..SystemTime::now());
+        running.outages.extend(outage);
+        drop(running);
         self.progress.say("the API server is ready");
         Ok(())
     }
@@ -139,8 +147,18 @@ impl ControlPlane {
     /// # Errors
     /// When it does not run.
     pub fn stop_apiserver(&self) -> Result<()> {
-        let server = self.lock().apiserver.take().context("the API server does not run")?;
+        let mut running = self.lock();
+        let server = running.apiserver.take().context("the API server does not run")?;
+        running.away_since = Some(SystemTime::now());
+        drop(running);
         server.kill()
+    }
+
+    /// When the API server was away, each time until it was ready again. One that has just begun answers before it is
+    /// ready, and refuses what it does not know the rights for yet.
+    #[must_use]
+    pub fn outages(&self) -> Vec<Range<SystemTime>> {
+        self.lock().outages.clone()
     }
 
     /// Fails if a part of it has ended by itself.

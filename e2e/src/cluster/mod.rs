@@ -34,8 +34,9 @@ use node::{Node, Site};
 use pki::Authority;
 use programs::Programs;
 use progress::Progress;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The cluster's files, in its private world: `admin.kubeconfig`, `audit.log`, `logs/`, `nodes/<name>/`, `pki/`.
 pub const DIR: &str = "/run/sluice-cluster";
@@ -209,6 +210,12 @@ impl Cluster {
     /// When it does not run.
     pub fn stop_apiserver(&self) -> Result<()> {
         self.control_plane.stop_apiserver()
+    }
+
+    /// When the API server was away, each time until it was ready again.
+    #[must_use]
+    pub fn outages(&self) -> Vec<Range<SystemTime>> {
+        self.control_plane.outages()
     }
 
     /// Starts the API server again, and returns when it is ready.

@@ -132,6 +132,12 @@ fn fresh_pod(stage: &Stage, name: &str) -> Result<String> {
     }
     let names = [format!("{name}-1"), format!("{name}-2")];
     let names = [names[0].as_str(), names[1].as_str()];
+    // A scheduler that has lost the API server lists pods anew after up to a minute and a half of its own back-off.
+    stage.until("the scheduler to find nodes for them", PATIENCE * 3, |seen| {
+        let waiting = names.iter().filter(|name| seen.pod(DEMO, name).is_ok_and(|pod| !pod.node.is_empty()));
+        ensure!(waiting.count() == names.len(), "it has not for all of {}", names.join(", "));
+        Ok(())
+    })?;
     stage.until_ready(DEMO, &names)?;
     stage.until_captured(DEMO, &names, true)?;
     let clients = names.map(|name| (DEMO, name));
