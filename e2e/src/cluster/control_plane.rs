@@ -182,10 +182,7 @@ impl ControlPlane {
     /// A kubectl that acts as the administrator, on the control plane's host.
     #[must_use]
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.programs.path("kubectl"));
-        // Its cache of what the API server offers is no use to the next cluster.
-        command.args(args).env("KUBECONFIG", &self.admin).env("HOME", &self.dir);
-        command
+        self.administrators("kubectl", args)
     }
 
     /// Runs kubectl, with `input` on its stdin; returns its stdout.
@@ -193,10 +190,29 @@ impl ControlPlane {
     /// # Errors
     /// With its stderr when it fails.
     pub fn kubectl(&self, args: &[&str], input: &[u8]) -> Result<String> {
-        let output = self.host.output(&mut self.kubectl_command(args), input)?;
+        self.ask("kubectl", args, input)
+    }
+
+    /// Runs helm, with `input` on its stdin; returns its stdout.
+    ///
+    /// # Errors
+    /// With its stderr when it fails.
+    pub fn helm(&self, args: &[&str], input: &[u8]) -> Result<String> {
+        self.ask("helm", args, input)
+    }
+
+    fn ask(&self, program: &str, args: &[&str], input: &[u8]) -> Result<String> {
+        let output = self.host.output(&mut self.administrators(program, args), input)?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kubectl {}: {}", args.join(" "), said.trim());
+        ensure!(output.status.success(), "{program} {}: {}", args.join(" "), said.trim());
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn administrators(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(self.programs.path(program));
+        // Their caches of what the API server offers are no use to the next cluster.
+        command.args(args).env("KUBECONFIG", &self.admin).env("HOME", &self.dir);
+        command
     }
 
     fn etcd(&self) -> Launch {

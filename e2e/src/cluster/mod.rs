@@ -157,6 +157,23 @@ impl Cluster {
         self.control_plane.kubectl(&["apply", "--filename", "-"], yaml.as_bytes())
     }
 
+    /// `kubectl delete` of what manifests describe, where it is there.
+    ///
+    /// # Errors
+    /// With kubectl's words.
+    pub fn delete(&self, yaml: &str) -> Result<String> {
+        let args = ["delete", "--ignore-not-found", "--wait=false", "--filename", "-"];
+        self.control_plane.kubectl(&args, yaml.as_bytes())
+    }
+
+    /// `helm ARGS…`, with `values` for `--values -`; returns what it said.
+    ///
+    /// # Errors
+    /// With helm's words.
+    pub fn helm(&self, args: &[&str], values: &str) -> Result<String> {
+        self.control_plane.helm(args, values.as_bytes())
+    }
+
     /// A node by name.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ use crate::lab::process::{Launch, Process, binary};
 use crate::lab::{eventually, write_whole};
 use anyhow::{Context, Result, bail, ensure};
 use enter::Place;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,19 @@ impl Node {
     /// When a program of ours is not built, or a file cannot be written.
     pub fn chain_sluice(&self) -> Result<()> {
         chain::install(self.index, &self.place.disk("etc/cni/net.d"), &self.place.disk("opt/cni/bin"), true)
+    }
+
+    /// Writes the primary CNI's list as it was before [`Node::chain_sluice`], and takes our plugin off.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn unchain_sluice(&self) -> Result<()> {
+        let bin = self.place.disk("opt/cni/bin");
+        chain::install(self.index, &self.place.disk("etc/cni/net.d"), &bin, false)?;
+        match std::fs::remove_file(bin.join("sluice-cni")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove sluice-cni"),
+            _ => Ok(()),
+        }
     }
 
     /// Its name, as Kubernetes knows it.

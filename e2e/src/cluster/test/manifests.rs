@@ -54,6 +54,14 @@ pub fn admission() -> Result<Vec<String>> {
     all("install/manifests/admission")
 }
 
+/// The chart's directory.
+///
+/// # Errors
+/// When this program runs in no build directory.
+pub fn chart() -> Result<PathBuf> {
+    Ok(tree()?.join("install/chart"))
+}
+
 /// What the tests add: everything in `e2e/cluster/manifests`.
 ///
 /// # Errors
@@ -62,11 +70,13 @@ pub fn ztunnel() -> Result<Vec<String>> {
     all("e2e/cluster/manifests")
 }
 
+fn tree() -> Result<PathBuf> {
+    target_dir()?.parent().map(PathBuf::from).context("a build directory without a source tree")
+}
+
 /// The YAML files of a directory of the source tree, by name.
 fn all(dir: &str) -> Result<Vec<String>> {
-    let tree =
-        target_dir()?.parent().map(PathBuf::from).context("a build directory without a source tree")?;
-    let dir = tree.join(dir);
+    let dir = tree()?.join(dir);
     let entries = std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))?;
     let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));

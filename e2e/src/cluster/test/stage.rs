@@ -92,6 +92,23 @@ impl Stage {
         self.until_installed()
     }
 
+    /// Takes away what [`Stage::install`] put there, but for ztunnel, so that Sluice can be installed by other means.
+    /// Pods of the mesh keep their rules, and ztunnel serves them on.
+    ///
+    /// # Errors
+    /// What does not go.
+    pub fn uninstall(&self) -> Result<()> {
+        for manifest in manifests::admission()?.iter().chain(&manifests::sluice()?) {
+            self.cluster.delete(manifest)?;
+        }
+        self.cluster.nodes().iter().try_for_each(Node::unchain_sluice)?;
+        self.watch.until("the agents to go", PATIENCE, |seen| {
+            let left = manifests::of_daemon_set(seen, manifests::AGENT).len();
+            ensure!(left == 0, "{left} are left");
+            Ok(())
+        })
+    }
+
     /// Gathers what a failure is to be understood by: logs, captures, the audit log; not what nodes run from.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 mod absent;
 mod admission;
+mod chart;
 mod crowd;
 mod faults;
 mod fresh;
@@ -43,7 +44,7 @@ const fn scenario(name: &'static str, run: fn(&mut Stage, &mut Report)) -> Scena
 }
 
 /// All of them.
-pub const ALL: [Scenario; 16] = [
+pub const ALL: [Scenario; 17] = [
     Scenario { name: "late-install", run: late::install, before_install: true },
     scenario("admission", admission::policies),
     scenario("label", label::join_and_leave),
@@ -60,6 +61,8 @@ pub const ALL: [Scenario; 16] = [
     scenario("absent", absent::agent),
     scenario("reboot", reboot::node),
     scenario("requests", requests::whole_run),
+    // It takes the agent's rights away, while agents run.
+    scenario("chart", chart::lifecycle),
 ];
 
 /// Waits until ztunnel was told that a pod is no longer its own.
