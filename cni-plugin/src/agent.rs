@@ -34,28 +34,46 @@ pub struct NoAnswer {
     pub code: u32,
 }
 
-/// Asks, and waits for the answer until `timeout` has passed.
+/// How long a question, asked as often as need be, may take in all.
+#[derive(Clone, Copy)]
+pub struct Deadline {
+    at: Instant,
+    limit: Duration,
+}
+
+impl Deadline {
+    /// From now on.
+    pub fn after(limit: Duration) -> Self {
+        Self { at: Instant::now() + limit, limit }
+    }
+
+    /// What is left of it.
+    pub fn left(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Asks, and waits for the answer until `deadline`.
 pub fn ask(
     path: &str,
-    verb: Verb,
+    verb: &Verb,
     netns: Option<BorrowedFd<'_>>,
-    timeout: Duration,
+    deadline: Deadline,
 ) -> Result<Reply, NoAnswer> {
-    ask_unless_hung(path, verb, netns, timeout, || false)
+    ask_unless_hung(path, verb, netns, deadline, || false)
 }
 
 /// As [`ask`]. When the agent hangs, `give_up` says whether that is reason enough to wait no longer.
 pub fn ask_unless_hung(
     path: &str,
-    verb: Verb,
+    verb: &Verb,
     netns: Option<BorrowedFd<'_>>,
-    timeout: Duration,
+    Deadline { at: deadline, limit }: Deadline,
     give_up: impl Fn() -> bool,
 ) -> Result<Reply, NoAnswer> {
     let began = Instant::now();
-    let deadline = began + timeout;
     let message = encode(verb)?;
-    let late = || absent(format!("does not answer on {path} (waited {} ms)", timeout.as_millis()));
+    let late = || absent(format!("does not answer on {path} (waited {} ms)", limit.as_millis()));
     let hung = || {
         let waited = HUNG_AFTER.as_millis();
         absent(format!("hangs: it has not read the question on {path} within {waited} ms"))
@@ -113,7 +131,7 @@ fn is_unread(socket: &OwnedFd) -> bool {
 }
 
 /// Says something that is not answered. Never waits.
-pub fn tell(path: &str, verb: Verb) -> Result<(), Errno> {
+pub fn tell(path: &str, verb: &Verb) -> Result<(), Errno> {
     let message = encode(verb).map_err(|_| Errno::EMSGSIZE)?;
     let socket = open()?;
     nix::fcntl::fcntl(&socket, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
@@ -125,8 +143,8 @@ fn open() -> Result<OwnedFd, Errno> {
     socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn encode(verb: Verb) -> Result<Vec<u8>, NoAnswer> {
-    let request = Request { version: WIRE_VERSION, verb };
+fn encode(verb: &Verb) -> Result<Vec<u8>, NoAnswer> {
+    let request = Request { version: WIRE_VERSION, verb: verb.clone() };
     let message = serde_json::to_vec(&request).unwrap_or_default();
     if message.is_empty() || message.len() > MAX_MESSAGE {
         let why = format!(

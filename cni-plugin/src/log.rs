@@ -41,7 +41,7 @@ impl Log {
         let Some(socket) = self.agent else { return };
         for (level, message) in self.lines {
             let level = level.as_str().to_owned();
-            if agent::tell(&socket, Verb::Log { level, message }).is_err() {
+            if agent::tell(&socket, &Verb::Log { level, message }).is_err() {
                 return;
             }
         }
@@ -49,9 +49,12 @@ impl Log {
 
     fn line(&mut self, level: LogLevel, line: impl Display) {
         if level <= self.level {
-            let line = one_line(&line.to_string());
-            to_stderr(level, &line);
-            self.lines.push((level, line));
+            let line = (level, one_line(&line.to_string()));
+            // What is looked at again and again is said once.
+            if self.lines.last() != Some(&line) {
+                to_stderr(level, &line.1);
+                self.lines.push(line);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What each CNI verb means here.
 
-use crate::agent::{self, NoAnswer};
+use crate::agent::{self, Deadline, NoAnswer};
 use crate::answer::{Answer, Failure};
 use crate::environment::{self, Command, Sandbox};
 use crate::log::Log;
@@ -11,12 +11,15 @@ use sluice_shared::ids::PodRef;
 use sluice_shared::membership::{Fallback, is_exempt};
 use sluice_shared::wire::{Reply, Verb};
 use std::os::fd::AsFd;
+use std::thread::sleep;
 use std::time::Duration;
 
 /// How long a runtime has to write the netconf and close stdin.
 const STDIN_WAIT: Duration = Duration::from_secs(5);
 /// The same for VERSION, which some callers run with a stdin that never ends.
 const VERSION_STDIN_WAIT: Duration = Duration::from_millis(500);
+/// How long ADD waits before it looks again for an agent that is not there.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The longest that DEL waits: the agent hears of the pod's end by other ways too.
 const DEL_WAIT: Duration = Duration::from_secs(1);
 /// The longest that STATUS and GC wait, which runtimes call again and again.
@@ -60,12 +63,24 @@ fn add(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
     let verb = Verb::Add(sandbox.attachment(addresses.ips));
     // An agent that hangs must not cost pods that it would have nothing to do with the runtime's patience.
     let outside = || fallback::is_known_outside(&settings.state_dir, &pod.namespace);
-    let answer =
-        agent::ask_unless_hung(&settings.agent_socket, verb, Some(netns.as_fd()), settings.timeout, outside);
-    match answer {
-        Ok(Reply::Ok { outcome }) => log.debug(format_args!("ADD of pod {pod}: {outcome}")),
-        Ok(Reply::Error { code, msg, details }) => return Err(refused(code, msg, details)),
-        Err(no_answer) => without_agent(pod, &settings, &no_answer, log)?,
+    let deadline = Deadline::after(settings.timeout);
+    loop {
+        match agent::ask_unless_hung(&settings.agent_socket, &verb, Some(netns.as_fd()), deadline, outside) {
+            Ok(Reply::Ok { outcome }) => {
+                log.agent = Some(settings.agent_socket.clone());
+                log.debug(format_args!("ADD of pod {pod}: {outcome}"));
+                break;
+            }
+            Ok(Reply::Error { code, msg, details }) => return Err(refused(code, msg, details)),
+            Err(no_answer) => {
+                let Err(failure) = without_agent(pod, &settings, &no_answer, log) else { break };
+                if failure.code != code::TRY_AGAIN_LATER || deadline.left() <= LOOK_AGAIN {
+                    return Err(failure);
+                }
+                // An agent that is being replaced is back in seconds, and a sandbox that failed is made anew as a whole.
+                sleep(LOOK_AGAIN);
+            }
+        }
     }
     Ok(Answer::Print(passed_on()))
 }
@@ -78,7 +93,7 @@ fn check(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
     let netns = netns::open(&sandbox.netns)?;
     let ips = conf.prev_result.map(cni::addresses).unwrap_or_default().ips;
     let verb = Verb::Check(sandbox.attachment(ips));
-    match agent::ask(&settings.agent_socket, verb, Some(netns.as_fd()), settings.timeout) {
+    match agent::ask(&settings.agent_socket, &verb, Some(netns.as_fd()), Deadline::after(settings.timeout)) {
         Ok(Reply::Ok { .. }) => {}
         Ok(Reply::Error { code, msg, details }) => return Err(refused(code, msg, details)),
         Err(no_answer) => without_agent(pod, &settings, &no_answer, log)?,
@@ -109,7 +124,7 @@ fn del(log: &mut Log) {
         return;
     }
     let verb = Verb::Del(sandbox.attachment(Vec::new()));
-    match agent::ask(&settings.agent_socket, verb, None, settings.timeout.min(DEL_WAIT)) {
+    match agent::ask(&settings.agent_socket, &verb, None, Deadline::after(settings.timeout.min(DEL_WAIT))) {
         Ok(Reply::Ok { .. }) => {}
         Ok(Reply::Error { msg, .. }) => log.warn(format_args!("DEL of {}: {msg}", sandbox.id.container_id)),
         Err(NoAnswer { why, .. }) => {
@@ -126,8 +141,12 @@ fn gc(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
         log.warn("GC: cni.dev/valid-attachments is missing, which proves nothing; nothing is collected");
         return Ok(Answer::Silence);
     };
-    match agent::ask(&settings.agent_socket, Verb::Gc { valid }, None, settings.timeout.min(BACKGROUND_WAIT))
-    {
+    match agent::ask(
+        &settings.agent_socket,
+        &Verb::Gc { valid },
+        None,
+        Deadline::after(settings.timeout.min(BACKGROUND_WAIT)),
+    ) {
         Ok(Reply::Ok { .. }) => Ok(Answer::Silence),
         Ok(Reply::Error { code, msg, details }) => Err(refused(code, msg, details)),
         Err(NoAnswer { code: code::IO_FAILURE, why }) => {
@@ -145,7 +164,12 @@ fn gc(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
 fn status(conf: &NetConf<'_>, log: &mut Log) -> Result<Answer, Failure> {
     since(SpecVersion::V1_1_0, conf.version, "STATUS")?;
     let settings = settings(conf, log)?;
-    match agent::ask(&settings.agent_socket, Verb::Status, None, settings.timeout.min(BACKGROUND_WAIT)) {
+    match agent::ask(
+        &settings.agent_socket,
+        &Verb::Status,
+        None,
+        Deadline::after(settings.timeout.min(BACKGROUND_WAIT)),
+    ) {
         Ok(Reply::Ok { .. }) => {}
         Ok(Reply::Error { msg, details, .. }) => return Err(refused(code::NOT_AVAILABLE, msg, details)),
         Err(NoAnswer { why, .. }) => {

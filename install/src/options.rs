@@ -65,7 +65,7 @@ pub struct EntryOptions {
     /// Where membership.json is for the plugin, when it is not /var/lib/sluice
     #[arg(long, env = "SLUICE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<String>,
-    /// How long ADD waits for the agent: 1 to 60 (10 when it is not given)
+    /// How long ADD waits for the agent: 1 to 60 (30 when it is not given)
     #[arg(long, env = "SLUICE_TIMEOUT_SECONDS", value_name = "SECONDS")]
     pub timeout_seconds: Option<u64>,
     /// How much the plugin logs: error, warn, info (when it is not given) or debug

@@ -261,8 +261,8 @@ fn every_mistake_says_where_which_key_what_and_what_is_allowed() {
             "line 1, column 7: ipv6: invalid type: string \"maybe\", expected a boolean; allowed: true, false",
         ),
         (
-            "addTimeoutSeconds: 10\n",
-            "line 1, column 20: addTimeoutSeconds: 10 is out of range; allowed: a whole number from 1 to 9",
+            "addTimeoutSeconds: 56\n",
+            "line 1, column 20: addTimeoutSeconds: 56 is out of range; allowed: a whole number from 1 to 55",
         ),
         ("drainTimeoutSeconds: -1\n", "line 1, column 22: drainTimeoutSeconds: invalid"),
         (

@@ -1,9 +1,11 @@
-//! No agent: what was written down about the mesh decides, at once.
+//! No agent: what was written down about the mesh decides: at once who starts, and until the deadline who waits.
 
 use crate::runtime::{Call, Node, Outcome, PATIENCE, Sandbox};
-use crate::scripted::listening;
+use crate::scripted::{Agent, Script, listening};
 use nix::sys::socket::Backlog;
+use serde_json::json;
 use sluice_shared::install::Lease;
+use std::time::Duration;
 
 const RESULT: &str = r#"{"cniVersion":"1.0.0","ips":[]}"#;
 
@@ -112,4 +114,57 @@ fn what_an_uninstall_has_left_behind_holds_nobody_back() {
     waits(lease("an older boot", 0, now + 3600, false));
     std::fs::write(node.lease(), "garbage").unwrap();
     run("ADD", &node, &sandbox, "shop").error("1.0.0", 11);
+}
+
+/// An ADD that may take ten seconds, and what is done half a second after it began.
+fn meanwhile<T: Send>(node: &Node, sandbox: &Sandbox, then: impl FnOnce() -> T + Send) -> (Outcome, T) {
+    let conf = node.conf_with("1.0.0", Some(RESULT), &json!({"timeoutSeconds": 10}));
+    std::thread::scope(|scope| {
+        let call = Call::new("ADD", conf).netns(sandbox);
+        let add = scope.spawn(|| call.run());
+        std::thread::sleep(Duration::from_millis(500));
+        let then = then();
+        (add.join().unwrap(), then)
+    })
+}
+
+#[test]
+fn an_agent_that_is_being_replaced_is_waited_for() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    std::fs::write(node.membership(), r#"{"version":1,"namespaces":{"shop":"in"}}"#).unwrap();
+    let (outcome, agent) = meanwhile(&node, &sandbox, || Agent::start(&node, Script::ok("captured")));
+    outcome.printed(RESULT);
+    assert_eq!(agent.request().files.len(), 1, "the netns comes with the question that is answered");
+    drop(agent);
+    // One that goes with the question in its hands, and its successor.
+    std::fs::remove_file(node.socket()).unwrap();
+    let first = Agent::start(&node, Script::HangUp);
+    let (outcome, second) = meanwhile(&node, &sandbox, || {
+        drop(first);
+        std::fs::remove_file(node.socket()).unwrap();
+        Agent::start(&node, Script::ok("captured"))
+    });
+    outcome.printed(RESULT);
+    assert!(second.was_asked());
+}
+
+#[test]
+fn whoever_waits_when_sluice_is_uninstalled_waits_no_longer() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    std::fs::write(node.membership(), r#"{"version":1,"namespaces":{"shop":"in"}}"#).unwrap();
+    let released = Lease { version: 1, boot: String::new(), renewed: 0, horizon: 0, released: true };
+    let (outcome, ()) =
+        meanwhile(&node, &sandbox, || std::fs::write(node.lease(), released.to_bytes()).unwrap());
+    outcome.printed(RESULT);
+    assert!(outcome.stderr.contains("uninstalled"), "{outcome:?}");
+}
+
+#[test]
+fn a_wait_in_vain_is_told_once() {
+    let (node, sandbox) = (Node::new(), Sandbox::new());
+    std::fs::write(node.membership(), "garbage").unwrap();
+    let outcome = run("ADD", &node, &sandbox, "shop");
+    outcome.error("1.0.0", 11);
+    assert!(outcome.took >= Duration::from_secs(1) && outcome.took < PATIENCE, "{outcome:?}");
+    assert_eq!(outcome.stderr.matches("membership.json cannot be read").count(), 1, "{outcome:?}");
 }

@@ -69,6 +69,8 @@ impl Node {
             "type": "sluice-cni",
             "agentSocket": self.socket(),
             "stateDir": self.dir.path(),
+            // Long enough for every agent here that answers, and short for those that do not.
+            "timeoutSeconds": 2,
             "capabilities": {"io.kubernetes.cri.pod-annotations": true},
             "runtimeConfig": {"io.kubernetes.cri.pod-annotations": null},
         });

@@ -200,10 +200,10 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "addTimeoutSeconds",
-        kind: Kind::Number(1..=9),
-        default: Default::Text("8"),
+        kind: Kind::Number(1..=55),
+        default: Default::Text("25"),
         doc: "How long an ADD may take until the plugin is told why the pod is not captured. Below the plugin's own \
-              limit of 10 s, so that this answer comes first.",
+              limit (timeoutSeconds, 30), so that this answer comes first.",
     },
     Key {
         name: "holdTimeoutSeconds",

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::time::Duration;
 
-/// How long ADD waits for the agent when the netconf does not say.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long ADD waits for the agent when the netconf does not say (docs/decisions/0012-add-waits.md).
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest that `timeoutSeconds` may ask for.
 pub const MAX_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest path that fits into `sockaddr_un.sun_path` with its final NUL.
