@@ -195,6 +195,12 @@ impl Cluster {
         &self.fabric
     }
 
+    /// Where it and its nodes are in each cgroup hierarchy.
+    #[must_use]
+    pub fn cgroups(&self) -> &Subtree {
+        &self.cgroups
+    }
+
     /// Its files.
     #[must_use]
     pub fn dir(&self) -> &Path {

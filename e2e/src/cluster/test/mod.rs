@@ -48,6 +48,7 @@ pub fn run(outer: &Outer, only: &[String], keep: bool) -> Result<bool> {
                 report.finish()?;
                 stand();
             }
+            report.check("the cluster goes, and leaves nothing behind", || stage.strike());
         }
         Err(why) => {
             report.check("the cluster comes up", || Err(why));

@@ -138,3 +138,22 @@ impl PodProcess {
         Ok(body.to_owned())
     }
 }
+/// What runs in this pid namespace beside this program, by id and name. One that has ended and waits to be reaped goes
+/// with the namespace.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn others() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").context("list /proc")?.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // It may end while it is looked at. The name is in parentheses, and may have some itself (proc_pid_stat(5)).
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let Some((name, rest)) = stat.rsplit_once(')') else { continue };
+        if pid != std::process::id() && !rest.trim_start().starts_with(['Z', 'X']) {
+            found.push(format!("{name})"));
+        }
+    }
+    Ok(found)
+}

@@ -109,6 +109,23 @@ impl Stage {
         })
     }
 
+    /// Takes everything down; says what is left then: processes of this pid namespace, cgroups, nodes' disks.
+    ///
+    /// # Errors
+    /// What is left.
+    pub fn strike(self) -> Result<String> {
+        let cgroups = self.cluster.cgroups().dirs().to_vec();
+        let disks = self.cluster.dir().join("nodes");
+        drop(self);
+        let mut left: Vec<_> =
+            cgroups.iter().filter(|dir| dir.exists()).map(|dir| dir.display().to_string()).collect();
+        let disks = std::fs::read_dir(&disks).with_context(|| format!("list {}", disks.display()))?;
+        left.extend(disks.flatten().map(|entry| entry.path().display().to_string()));
+        left.extend(processes::others()?);
+        ensure!(left.is_empty(), "{} left: {}", left.len(), left.join(", "));
+        Ok(format!("no process, no disk, none of {} cgroups", cgroups.len()))
+    }
+
     /// Gathers what a failure is to be understood by: logs, captures, the audit log; not what nodes run from.
     ///
     /// # Errors
