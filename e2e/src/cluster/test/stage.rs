@@ -102,11 +102,9 @@ impl Stage {
             self.cluster.delete(manifest)?;
         }
         self.cluster.nodes().iter().try_for_each(Node::unchain_sluice)?;
-        self.watch.until("the agents to go", PATIENCE, |seen| {
-            let left = manifests::of_daemon_set(seen, manifests::AGENT).len();
-            ensure!(left == 0, "{left} are left");
-            Ok(())
-        })
+        // The namespace is one of the manifests; it goes last.
+        let namespace = format!("namespace/{}", manifests::AGENT.0);
+        self.kubectl(&["wait", "--for=delete", &namespace, "--timeout=90s"]).map(drop)
     }
 
     /// Takes everything down; says what is left then: processes of this pid namespace, cgroups, nodes' disks.
