@@ -6,6 +6,7 @@ mod guard;
 mod ipv6;
 mod listeners;
 mod many;
+mod migration;
 mod probes;
 mod times;
 
@@ -22,6 +23,10 @@ fn main() {
         test("without_any_of_its_capabilities_the_agent_says_so", contained::every_capability_is_needed),
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
+    for by in ["legacy", "nft", "native"] {
+        let name = format!("pods_of_istio_cni_by_{by}_are_taken_over_under_load");
+        tests.push(test(name, move |outer: &Outer| migration::taken_over(outer, by)));
+    }
     for backend in BACKENDS {
         let on_each: [(&str, OnBackend); 7] = [
             ("a_ztunnel_in_a_new_cgroup_passes_and_a_forged_mark_does_not", guard::new_cgroup),

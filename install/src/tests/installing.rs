@@ -163,3 +163,61 @@ fn our_own_list_is_gone_as_soon_as_the_primarys_is() {
     }
     assert_eq!(node.times(), 1, "{options:?}");
 }
+
+const ISTIOS: &str = "{ \"cniVersion\": \"1.0.0\", \"name\": \"net\", \"plugins\": [{\"type\": \"ptp\"}, {\"type\": \
+                      \"istio-cni\", \"ambient_enabled\": true}] }\n";
+
+#[test]
+fn a_replacement_of_istio_cni_that_ends_anywhere_leaves_it_or_us_in_the_chain() {
+    let own = ("/conf/02-istio-cni.conflist", "/conf/YYY-istio-cni.conf");
+    for options in
+        [&["--replace-istio-cni=always"][..], &["--replace-istio-cni=always", "--runtime=containerd://2.1.0"]]
+    {
+        let case = Case { file: ("10-p.conflist", ISTIOS), options, neighbour: false };
+        for with_files in [false, true] {
+            let node = Node::new(&case);
+            node.disk.put_there("/bin/istio-cni", b"ELF", 0o755);
+            if with_files {
+                node.disk.put_there(own.0, ISTIOS.as_bytes(), 0o600);
+                let alone = "{\"name\":\"istio-cni\",\"type\":\"istio-cni\",\"ambient_enabled\":true}";
+                node.disk.put_there(own.1, alone.as_bytes(), 0o600);
+            }
+            at_each_write(
+                &node,
+                |node| _ = node.install(true),
+                |node| {
+                    let types = node.starts().unwrap();
+                    let meshed = |kind: &String| kind == "istio-cni" || kind == "sluice-cni";
+                    assert!(types.iter().any(meshed), "{options:?} {with_files}: {types:?}");
+                    let again = node.with(node.disk.after_crash());
+                    assert!(again.install(true));
+                    assert_eq!(again.starts().unwrap(), ["ptp", "sluice-cni"], "{options:?} {with_files}");
+                    again.uninstall().unwrap();
+                    assert_eq!(again.starts().unwrap(), ["ptp"], "it does not come back");
+                },
+            );
+        }
+    }
+}
+
+#[test]
+fn istio_cni_stays_until_the_agent_has_seen_it_gone() {
+    let node = Node::new(&Case { file: ("10-p.conflist", ISTIOS), options: &[], neighbour: false });
+    node.disk.put_there("/bin/istio-cni", b"ELF", 0o755);
+    let mut keeper = node.keeper().unwrap();
+    let mut now = Duration::ZERO;
+    let mut turns = |node: &Node, keeper: &mut crate::keeper::Keeper<'_, _>| {
+        for _ in 0..6 {
+            now += Duration::from_millis(500);
+            keeper.turn(now, || Ok(()));
+        }
+        node.starts().unwrap()
+    };
+    assert_eq!(turns(&node, &mut keeper), ["ptp", "istio-cni", "sluice-cni"]);
+    assert_eq!(keeper.state().istio, ["10-p.conflist has istio-cni's entry"]);
+    node.disk.put_there("/run/predecessor.json", b"{\"version\":1,\"gone\":false}", 0o600);
+    assert_eq!(turns(&node, &mut keeper), ["ptp", "istio-cni", "sluice-cni"]);
+    node.disk.put_there("/run/predecessor.json", b"{\"version\":1,\"gone\":true}", 0o600);
+    assert_eq!(turns(&node, &mut keeper), ["ptp", "sluice-cni"]);
+    assert!(keeper.state().istio.is_empty());
+}

@@ -189,7 +189,7 @@ impl PodTask {
         self.note_membership();
         let netns = match self.find_namespace().await {
             Ok(netns) => netns,
-            Err(why) => return self.pending(why),
+            Err(why) => return self.pending_behind_predecessor(why),
         };
         let seen = {
             let netns = Arc::clone(&netns);

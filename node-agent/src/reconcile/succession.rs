@@ -228,6 +228,17 @@ impl PodTask {
         })
     }
 
+    /// Not captured by us, and why; where istio-cni has the pod, the cluster goes by istio-cni's word.
+    pub(super) fn pending_behind_predecessor(&mut self, why: String) {
+        match self.cx.succession.hands_off(false) {
+            Some(left) => {
+                self.show_here(format!("{left}; {why}"));
+                self.retry_later();
+            }
+            None => self.pending(why),
+        }
+    }
+
     /// Istio-cni's rules redirect the pod: ztunnel is told first, and mostly serves it already; then ours come and theirs
     /// go. Whatever is not proxied now would not have got past theirs either, so nothing is kept, and conntrack stays.
     pub(super) async fn take_over(
