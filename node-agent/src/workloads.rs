@@ -134,10 +134,21 @@ impl Registry {
     }
 
     /// Takes note of the addresses that the source shows for a pod: none for one that is done with the network, as another
-    /// may have them by now.
+    /// may have them by now. Other pods that have one of them are told to doubt what their address alone has shown.
     pub fn set_claims(&self, uid: &PodUid, addresses: &[IpAddr]) {
-        if let Some(entry) = self.lock().get(uid) {
-            *entry.claims() = addresses.to_vec();
+        let pods = self.lock();
+        let Some(entry) = pods.get(uid) else { return };
+        let before = std::mem::replace(&mut *entry.claims(), addresses.to_vec());
+        let new: Vec<IpAddr> =
+            addresses.iter().filter(|ip| !before.contains(ip)).map(IpAddr::to_canonical).collect();
+        if new.is_empty() {
+            return;
+        }
+        for other in pods.values().filter(|other| other.uid != *uid) {
+            let is_new = |ip: &IpAddr| new.contains(&ip.to_canonical());
+            if other.claims().iter().any(is_new) || other.showing().status.ips.iter().any(is_new) {
+                let _ = other.mailbox.send(Message::Doubt);
+            }
         }
     }
 

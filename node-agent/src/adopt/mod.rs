@@ -4,8 +4,10 @@
 //! Three ways, from the strongest word to the weakest: the runtime's answer ([`cri`]), its bind mounts ([`mounts`]), and
 //! the pod's processes ([`processes`]). What each finds is checked before anything is done there ([`verify`]): a network
 //! namespace, not the host's nor the agent's own, with the pod's address. The runtime's "no" ends the search; a way that
-//! cannot tell leaves it to the next. (The agent's own journal comes before all of them: `reconcile`.)
+//! cannot tell leaves it to the next, and where only an address speaks, the runtime may still say that the namespace is
+//! another's. (The agent's own journal comes before all of them: `reconcile`, with [`again`].)
 
+mod again;
 mod batch;
 pub mod cgroup;
 pub mod cri;
@@ -14,6 +16,7 @@ mod processes;
 pub mod verify;
 
 use crate::kernel::{Netns, Pool};
+pub use again::Stale;
 use cri::Runtime;
 use mounts::Mounts;
 use processes::Processes;
@@ -53,6 +56,8 @@ pub struct Neighbours {
     pub addresses: HashMap<IpAddr, PodUid>,
     /// All of them.
     pub known: HashSet<PodUid>,
+    /// Whether the source has shown every one. Until then anybody may be a pod of this node.
+    pub complete: bool,
 }
 
 /// A pod's namespace.
@@ -105,6 +110,7 @@ pub struct Finder {
     runtime: Runtime,
     mounts: Mounts,
     processes: Processes,
+    pool: Arc<Pool>,
 }
 
 impl Finder {
@@ -115,8 +121,9 @@ impl Finder {
         Self {
             runtime: Runtime::new(cri_sockets, host_proc.clone(), Arc::clone(&pool)),
             mounts: Mounts::new(netns_dirs, Arc::clone(&pool)),
-            processes: Processes::new(host_proc.clone(), pool),
+            processes: Processes::new(host_proc.clone(), Arc::clone(&pool)),
             host_proc,
+            pool,
         }
     }
 
@@ -124,6 +131,20 @@ impl Finder {
     #[must_use]
     pub fn is_of_a_process(&self, path: &Path) -> bool {
         path.starts_with(&self.host_proc)
+    }
+
+    /// Whether there is a runtime to be asked.
+    #[must_use]
+    pub fn has_runtime(&self) -> bool {
+        self.runtime.is_on()
+    }
+
+    /// What the runtime alone says of a pod's namespace.
+    ///
+    /// # Errors
+    /// [`Miss::Unknown`] when it does not answer, or not clearly.
+    pub async fn ask_runtime(&self, wanted: &Wanted, neighbours: &Neighbours) -> Result<Found, Miss> {
+        self.runtime.find(wanted, neighbours).await
     }
 
     /// Finds the namespace of a pod.
@@ -134,8 +155,8 @@ impl Finder {
         let mut tried = Vec::new();
         for way in [Way::Runtime, Way::BindMount, Way::Processes] {
             let result = match way {
-                Way::Runtime => self.runtime.find(wanted).await,
-                Way::BindMount => self.mounts.find(wanted, neighbours).await,
+                Way::Runtime => self.runtime.find(wanted, neighbours).await,
+                Way::BindMount => self.by_address(wanted, neighbours).await,
                 Way::Processes => self.processes.find(wanted, neighbours).await,
             };
             match result {
@@ -148,6 +169,24 @@ impl Finder {
             }
         }
         Err(NotFound { tried })
+    }
+
+    /// The bind mount with the pod's address, unless the runtime names it, or the address, for another pod: what the
+    /// source shows of an address may be old.
+    async fn by_address(&self, wanted: &Wanted, neighbours: &Neighbours) -> Result<Found, Miss> {
+        let found = self.mounts.find(wanted, neighbours).await?;
+        match self.runtime.names_for_another(&found.path, wanted).await {
+            Some(whose) => Err(Miss::Unknown(format!("{} {whose}", found.path.display()))),
+            None => Ok(found),
+        }
+    }
+}
+
+impl Neighbours {
+    /// Whether this may be another pod of the node.
+    #[must_use]
+    pub fn may_include(&self, uid: &PodUid) -> bool {
+        !self.complete || self.known.contains(uid)
     }
 }
 

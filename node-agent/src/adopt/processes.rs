@@ -62,7 +62,7 @@ impl Processes {
             scanned.unwrap_or_else(|error| Err(error.to_string()))
         };
         let all = self.batch.get(look).await.map_err(Miss::Unknown)?;
-        let is_known = |uid: &PodUid| neighbours.known.contains(uid);
+        let is_known = |uid: &PodUid| neighbours.may_include(uid);
         let ours = |process: &&Process| cgroup::belongs(&process.pods, &wanted.uid, is_known);
         let ours: Vec<Process> = all.iter().filter(ours).cloned().collect();
         if ours.is_empty() {
@@ -140,7 +140,7 @@ fn enter(
     if netns.id() != process.netns {
         return Err("it has moved to another namespace".into());
     }
-    let is_known = |uid: &PodUid| neighbours.known.contains(uid);
+    let is_known = |uid: &PodUid| neighbours.may_include(uid);
     if !cgroup::belongs(&handle.pods()?, &wanted.uid, is_known) {
         return Err("it is no longer in the pod's cgroup".into());
     }
@@ -196,6 +196,14 @@ impl Handle {
     }
 }
 
+/// `<proc>/<pid>/ns/net` → pid
+pub(super) fn pid_of(proc: &Path, path: &Path) -> Option<u32> {
+    let below = path.strip_prefix(proc).ok()?;
+    let pid = below.components().next()?;
+    let rest = below.strip_prefix(pid).ok()?;
+    (rest == Path::new("ns/net")).then_some(pid)?.as_os_str().to_str()?.parse().ok()
+}
+
 /// Every process of a pod's. One that ends meanwhile is no error.
 fn scan(proc: &Path) -> Result<Vec<Process>, String> {
     let entries = std::fs::read_dir(proc).map_err(|error| format!("{}: {error}", proc.display()))?;
@@ -230,5 +238,18 @@ mod tests {
         assert_eq!(started(&format!("12 (a) S 1 1 ) 9 9) {fields}")), Some(4711));
         assert_eq!(started("12 (a"), None);
         assert_eq!(started("12 (a) S"), None);
+    }
+
+    #[test]
+    fn a_path_names_its_process() {
+        for (path, pid) in [
+            ("/host/proc/7/ns/net", Some(7)),
+            ("/host/proc/self/ns/net", None),
+            ("/host/proc/7/ns/mnt", None),
+            ("/host/proc", None),
+            ("/proc/7/ns/net", None),
+        ] {
+            assert_eq!(pid_of(Path::new("/host/proc"), Path::new(path)), pid, "{path}");
+        }
     }
 }

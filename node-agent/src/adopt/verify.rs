@@ -156,6 +156,7 @@ mod tests {
         let neighbours = Neighbours {
             addresses: [("10.0.0.9".parse().unwrap(), evil.clone())].into(),
             known: [evil].into(),
+            complete: true,
         };
         let planted = candidate("a", &["10.0.0.9", "10.0.0.2"]);
         let refused = only(&[planted], &wanted(&["10.0.0.2"]), &neighbours).unwrap_err();

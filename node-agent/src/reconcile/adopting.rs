@@ -3,16 +3,17 @@
 
 use super::pod::PodTask;
 use super::{Message, Whereabouts, share_an_address};
-use crate::adopt::{Found, Wanted, Way};
+use crate::adopt::{Found, Stale, Wanted, Way};
 use crate::journal::Sandbox;
 use crate::kernel::Netns;
 use sluice_shared::facts::PodFacts;
-use sluice_shared::ids::{NetnsId, PodRef};
+use sluice_shared::ids::PodRef;
 use sluice_shared::wire::{Attachment, AttachmentId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// The interface that runtimes name in CNI calls for a pod's own network.
 const POD_INTERFACE: &str = "eth0";
@@ -30,8 +31,7 @@ impl PodTask {
         match self.whereabouts() {
             None => self.adopt().await,
             Some(Whereabouts { path, netns: None }) => self.open_named(path).await,
-            Some(Whereabouts { path, netns: Some(vouched) }) => match self.open_vouched(&path, vouched).await
-            {
+            Some(Whereabouts { netns: Some(_), .. }) => match self.open_remembered().await {
                 Ok(netns) => Ok(netns),
                 // The source's own path may lead elsewhere next time: it is looked at afresh.
                 Err(why) if is_named => {
@@ -43,13 +43,15 @@ impl PodTask {
         }
     }
 
-    async fn open_vouched(&self, path: &Path, vouched: NetnsId) -> Result<Arc<Netns>, String> {
-        let netns = self.cx.open(path).await.map_err(|error| error.to_string())?;
-        let found = netns.id();
-        if found == vouched {
-            return Ok(Arc::new(netns));
-        }
-        Err(format!("{} was {vouched} and is {found} now: not the pod's", path.display()))
+    async fn open_remembered(&self) -> Result<Arc<Netns>, String> {
+        let Some(sandbox) = &self.sandbox else { return Err("its namespace is not known".into()) };
+        self.open_again(sandbox).await.map(Arc::new).map_err(|error| error.to_string())
+    }
+
+    /// Opens a sandbox's namespace by the path that led there, if what is there is still the pod's.
+    pub(super) async fn open_again(&self, sandbox: &Sandbox) -> Result<Netns, Stale> {
+        let (owner, neighbours) = (self.owner_of(sandbox), self.neighbours());
+        self.cx.finder.open_again(&sandbox.path, sandbox.netns, &owner, &neighbours).await
     }
 
     async fn open_named(&mut self, path: PathBuf) -> Result<Arc<Netns>, String> {
@@ -79,8 +81,8 @@ impl PodTask {
             return Err("its network namespace is not known, and neither is its name".into());
         };
         let wanted = Wanted { uid: self.entry.uid.clone(), pod: facts.pod_ref(), ips: self.ips() };
-        let neighbours = self.cx.registry.neighbours(&wanted.uid);
-        let found = self.cx.finder.find(&wanted, &neighbours).await.map_err(|error| error.to_string())?;
+        let found =
+            self.cx.finder.find(&wanted, &self.neighbours()).await.map_err(|error| error.to_string())?;
         let Found { netns, path, way, sandbox: container, aside } = found;
         let netns = Arc::new(netns);
         self.refuse_released(&netns, &path)?;
@@ -98,13 +100,13 @@ impl PodTask {
         }
         self.claim(&netns, &path, way == Way::Runtime).await?;
         let known = self.sandbox.take().filter(|sandbox| sandbox.netns == netns.id());
-        let attachment =
-            container.map(|container_id| AttachmentId { container_id, ifname: POD_INTERFACE.into() });
+        let attachment = container.map(attachment_of);
         let attachment = known.as_ref().and_then(|known| known.attachment.clone()).or(attachment);
         let redirected = known.is_some_and(|known| known.redirected);
         tracing::info!(pod = %wanted.pod, uid = %wanted.uid, path = %path.display(), %way,
             aside = aside.join("; "), "found the network namespace of a running pod");
         self.sandbox = Some(Sandbox { attachment, redirected, ..self.sandbox_at(path, &netns) });
+        self.asked = Some(Instant::now());
         self.path_seen = true;
         self.deleted = false;
         Ok(netns)
@@ -176,7 +178,7 @@ impl PodTask {
     pub(super) async fn seek(&self, sandbox: &Sandbox) -> Option<Found> {
         let Sandbox { uid, pod, ips, .. } = sandbox;
         let wanted = Wanted { uid: uid.clone(), pod: pod.clone(), ips: ips.clone() };
-        let found = self.cx.finder.find(&wanted, &self.cx.registry.neighbours(uid)).await;
+        let found = self.cx.finder.find(&wanted, &self.neighbours()).await;
         found.inspect_err(|error| tracing::debug!(%pod, %uid, %error, "not found elsewhere")).ok()
     }
 
@@ -208,7 +210,7 @@ impl PodTask {
         {
             return netns.id() != sandbox.netns;
         }
-        self.cx.open(&sandbox.path).await.is_ok_and(|netns| netns.id() == sandbox.netns)
+        self.open_again(sandbox).await.is_ok()
     }
 
     /// The source shows other addresses than an adopted sandbox has: it is another sandbox's pod now, and no ADD said so.
@@ -222,4 +224,9 @@ impl PodTask {
             self.release("its addresses have changed: another sandbox took its place").await;
         }
     }
+}
+
+/// The attachment of the pod's own network, in a sandbox that the runtime names.
+pub(super) fn attachment_of(container_id: String) -> AttachmentId {
+    AttachmentId { container_id, ifname: POD_INTERFACE.into() }
 }

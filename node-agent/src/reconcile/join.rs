@@ -12,6 +12,7 @@ use crate::metrics::{AddPhase, KernelStep};
 use sluice_shared::admin::State;
 use sluice_shared::cni::code;
 use sluice_shared::enroll::{Overrides, Verdict};
+use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::PodRef;
 use sluice_shared::istio;
 use sluice_shared::lower::{self, Backend, Step};
@@ -115,6 +116,11 @@ impl PodTask {
         }
         self.released = None;
         self.deleted = false;
+        // As in `learn`: an object of another name is not this pod's, though it claims the uid.
+        let is_other = |facts: &PodFacts| attachment.pod.as_ref().is_some_and(|pod| *pod != facts.pod_ref());
+        if self.facts.as_ref().is_some_and(|facts| is_other(facts)) {
+            self.facts = None;
+        }
         let service_account = self.facts.as_ref().map(|facts| facts.service_account.clone());
         self.sandbox = Some(Sandbox {
             uid: self.entry.uid.clone(),

@@ -75,6 +75,9 @@ pub enum Message {
     Disconnected(u64),
     /// Another pod has been handed this namespace: let go of it, and say so when it is done.
     Yield(NetnsId, oneshot::Sender<()>),
+    /// There is a reason to doubt a namespace that was found without the runtime's word: another pod shows an address of
+    /// this one's, or the runtime has something to say now.
+    Doubt,
     /// `sluicectl why`: look afresh, and tell.
     Inspect(oneshot::Sender<PodStatus>),
 }

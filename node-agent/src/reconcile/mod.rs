@@ -5,6 +5,8 @@
 
 mod admit;
 mod adopting;
+mod calls;
+mod doubt;
 mod handover;
 mod host;
 mod join;

@@ -4,7 +4,7 @@
 //! [`PodTask::settle`], which takes the one step that leads from the one to the other. A step that fails leaves the
 //! pod `pending` with the reason, and is tried again.
 
-use super::{Context, Message, answer_error, answer_ok};
+use super::{Context, Message};
 use crate::journal::Sandbox;
 use crate::kernel::{Fingerprint, Netns, Observation};
 use crate::metrics::AddPhase;
@@ -12,16 +12,14 @@ use crate::source::Lookup;
 use crate::workloads::Entry;
 use crate::zds;
 use sluice_shared::admin::State;
-use sluice_shared::cni::code;
 use sluice_shared::enroll::{self, Reason, Verdict};
 use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::NetnsId;
 use sluice_shared::plan::RedirectPlan;
-use sluice_shared::wire::{Attachment, Reply};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
@@ -53,6 +51,8 @@ pub(super) struct PodTask {
     /// Whether the runtime has said that the pod's sandbox is no more. Its address may be another pod's by now, so only
     /// an ADD, or the runtime's own word, gives it a namespace again.
     pub(super) deleted: bool,
+    /// When the runtime was last asked about a namespace that was found without its word.
+    pub(super) asked: Option<Instant>,
     /// The connections whose ztunnel acknowledged the pod.
     pub(super) acked_by: BTreeSet<u64>,
     pub(super) drift_repairs: u64,
@@ -115,6 +115,7 @@ impl PodTask {
             unfinished: None,
             released: None,
             deleted: false,
+            asked: None,
             acked_by: BTreeSet::new(),
             drift_repairs: 0,
             path_seen: false,
@@ -228,6 +229,7 @@ impl PodTask {
                 }
                 let _ = done.send(());
             }
+            Message::Doubt => self.doubt().await,
             Message::Inspect(reply) => {
                 let status = self.inspect().await;
                 let _ = reply.send(status);
@@ -300,48 +302,6 @@ impl PodTask {
             self.release("the source no longer shows it").await;
         }
         self.show(State::Outside, reason.to_string());
-    }
-
-    async fn del(&mut self, attachment: &Attachment, reply: oneshot::Sender<Reply>) {
-        let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref());
-        // A late DEL of an earlier attempt, or of a secondary interface, is not about the sandbox that lives.
-        let another = match ours {
-            Some(id) => *id != attachment.id,
-            None => self.lives_apart_from(attachment).await,
-        };
-        if another {
-            answer_ok(reply, "another attachment of this pod is in force");
-            return;
-        }
-        self.release("its sandbox was deleted (DEL)").await;
-        self.deleted = true;
-        answer_ok(reply, "released");
-        if self.facts.is_some() {
-            self.settle().await;
-        }
-    }
-
-    async fn check(&mut self, attachment: &Attachment, reply: oneshot::Sender<Reply>) {
-        self.look().await;
-        let status = self.entry.showing().status.clone();
-        match status.state {
-            State::Outside => answer_ok(reply, &format!("outside: {}", status.reason)),
-            State::Enabled => answer_ok(reply, "captured"),
-            State::Pending | State::Draining | State::Drifted => answer_error(
-                reply,
-                code::NOT_CAPTURED,
-                format!(
-                    "pod {}/{} (container {}) is {}: {}; see: sluicectl why {}/{}",
-                    status.namespace,
-                    status.name,
-                    attachment.id.container_id,
-                    status.state,
-                    status.reason,
-                    status.namespace,
-                    status.name,
-                ),
-            ),
-        }
     }
 
     async fn answered(&mut self, connection: u64, answer: Result<(), String>) {

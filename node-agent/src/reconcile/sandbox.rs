@@ -2,15 +2,22 @@
 
 use super::Whereabouts;
 use super::pod::{Grip, PodTask};
+use crate::adopt::{Stale, Way};
 use crate::journal::Sandbox;
 use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::NetnsId;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 impl PodTask {
     /// What the source says of the pod. A pod that it no longer shows keeps its last facts as long as its sandbox: judged
     /// by less, one that had opted out could be taken in.
     pub(super) fn learn(&mut self, facts: Option<Box<PodFacts>>) {
+        if facts.as_ref().is_some_and(|facts| self.is_of_another_name(facts)) {
+            tracing::warn!(uid = %self.entry.uid, "an object that claims this uid has another name than the pod that runs: passed over");
+            return;
+        }
         let vouched = self.sandbox.as_ref().is_some_and(Sandbox::is_vouched_for);
         self.facts_are_last = facts.is_none();
         if let (Some(facts), Some(sandbox)) = (&facts, &mut self.sandbox) {
@@ -19,6 +26,13 @@ impl PodTask {
         if facts.is_some() || !vouched {
             self.facts = facts;
         }
+    }
+
+    /// Whether an object that goes by the pod's uid is not the pod's: ADD and the runtime say its name, too. Anybody who may
+    /// name a node can write an object that claims to stand for a static pod (`kubernetes.io/config.mirror`).
+    pub(super) fn is_of_another_name(&self, facts: &PodFacts) -> bool {
+        let vouched = self.sandbox.as_ref().filter(|sandbox| sandbox.attachment.is_some());
+        vouched.is_some_and(|sandbox| !sandbox.pod.name.is_empty() && sandbox.pod != facts.pod_ref())
     }
 
     /// What the API server said of the pod when it was asked. It holds no longer than the sandbox, until the source shows
@@ -42,10 +56,11 @@ impl PodTask {
     }
 
     /// The journal knows the pod. If it was redirected and its namespace is still there, ztunnel keeps serving it, even
-    /// before any source has spoken: a snapshot without it would tear it down.
+    /// before any source has spoken: a snapshot without it would tear it down. It must be the pod's by more than path and
+    /// inode ([`crate::adopt::Finder::open_again`]): both may be those of a pod that came after it.
     pub(super) async fn recall(&mut self, sandbox: Sandbox) {
-        match self.cx.open(&sandbox.path).await {
-            Ok(netns) if netns.id() == sandbox.netns => {
+        match self.open_again(&sandbox).await {
+            Ok(netns) => {
                 let redirected = sandbox.redirected;
                 self.sandbox.get_or_insert(sandbox);
                 if redirected {
@@ -53,12 +68,12 @@ impl PodTask {
                 }
             }
             // Too many open files, say: the pod is there, and is looked for again.
-            Err(error) if sandbox.path.exists() => {
+            Err(error @ Stale::Closed(_)) if sandbox.path.exists() => {
                 tracing::warn!(pod = %sandbox.pod, uid = %sandbox.uid, %error, "a pod of the journal cannot be opened yet");
                 self.sandbox.get_or_insert(sandbox);
             }
-            Ok(_) | Err(_) if self.recall_elsewhere(&sandbox).await => {}
-            Ok(_) | Err(_) => {
+            Err(_) if self.recall_elsewhere(&sandbox).await => {}
+            Err(_) => {
                 tracing::info!(pod = %sandbox.pod, uid = %sandbox.uid, "a pod of the journal is gone");
                 self.cx.host.dismiss(&sandbox.uid).await;
                 if let Err(error) = self.cx.journal.forget(&sandbox.uid) {
@@ -69,13 +84,15 @@ impl PodTask {
     }
 
     /// The path of a captured pod's namespace may have been a process's that has ended, or lead nowhere from here any more,
-    /// while the namespace lives on.
+    /// while the namespace lives on. An address alone says too little before the source has shown whose it is by now.
     async fn recall_elsewhere(&mut self, sandbox: &Sandbox) -> bool {
         if !sandbox.redirected {
             return false;
         }
-        let found = self.seek(sandbox).await.filter(|found| found.netns.id() == sandbox.netns);
-        let Some(found) = found else { return false };
+        let Some(found) = self.seek(sandbox).await else { return false };
+        if found.netns.id() != sandbox.netns || found.way == Way::BindMount {
+            return false;
+        }
         self.sandbox.get_or_insert(Sandbox { path: found.path, ..sandbox.clone() });
         self.hand(self.workload(&Arc::new(found.netns)));
         true
@@ -106,7 +123,12 @@ impl PodTask {
     /// the agent cannot see the runtime's paths at all, it never could, and only DEL tells.
     pub(super) fn sandbox_is_gone(&mut self) -> bool {
         let Some(sandbox) = &self.sandbox else { return false };
-        match (sandbox.path.exists(), self.path_seen) {
+        // The number of a process may be another's by now; its namespace's inode may not, while the agent holds it.
+        let leads_there = |meta: Metadata| {
+            let found = NetnsId { dev: meta.dev(), inode: meta.ino() };
+            found == sandbox.netns || !self.cx.finder.is_of_a_process(&sandbox.path)
+        };
+        match (sandbox.path.metadata().is_ok_and(leads_there), self.path_seen) {
             (true, _) => self.path_seen = true,
             (false, true) => return true,
             (false, false) => {}

@@ -95,6 +95,7 @@ impl PodTask {
             self.release("its namespace is gone, though no DEL was seen").await;
             return self.settle().await;
         }
+        self.seek_confirmation();
         match &self.grip {
             Grip::None => {}
             Grip::Redirected(_) => {

@@ -1,20 +1,35 @@
 //! Which of the runtime's sandboxes is a pod's, and whether its status says so too. Pure.
 
 use super::message::{OF_THE_POD, PodSandbox, PodSandboxMetadata, PodSandboxStatus, READY};
-use crate::adopt::{Miss, Wanted};
+use crate::adopt::{Miss, Neighbours, Wanted};
+use sluice_shared::ids::PodUid;
 use std::net::IpAddr;
 
 /// Labels that the kubelet gives every sandbox.
 const LABELS: [&str; 3] = ["io.kubernetes.pod.uid", "io.kubernetes.pod.namespace", "io.kubernetes.pod.name"];
 
-/// The pod's sandbox: the one of the newest attempt, which must be ready.
-pub(super) fn sandbox<'a>(listed: &'a [PodSandbox], wanted: &Wanted) -> Result<&'a PodSandbox, Miss> {
+/// The pod's sandbox: the one of the newest attempt, which must be ready. A runtime that shows the sandbox of another
+/// pod of this node is the kubelet's, and its list is whole: a pod that is not in it has none.
+pub(super) fn sandbox<'a>(
+    listed: &'a [PodSandbox],
+    wanted: &Wanted,
+    neighbours: &Neighbours,
+) -> Result<&'a PodSandbox, Miss> {
     let age = |sandbox: &&PodSandbox| (metadata(sandbox).attempt, sandbox.created_at);
     let of_uid = || listed.iter().filter(|sandbox| metadata(sandbox).uid == wanted.uid.as_str());
     let Some(newest) = of_uid().max_by_key(age) else {
         let same_name =
             listed.iter().find(|sandbox| is_named(metadata(sandbox), wanted) && sandbox.state == READY);
-        return Err(match same_name {
+        let is_neighbour = |sandbox: &&PodSandbox| {
+            let uid = PodUid::new(metadata(sandbox).uid.as_str());
+            sandbox.state == READY && uid.is_ok_and(|uid| neighbours.known.contains(&uid))
+        };
+        return Err(match same_name.or_else(|| listed.iter().find(is_neighbour)) {
+            Some(other) if !is_named(metadata(other), wanted) => Miss::No(format!(
+                "it has the sandbox of {}/{} of this node, and none of this pod's",
+                metadata(other).namespace,
+                metadata(other).name
+            )),
             Some(other) => Miss::No(format!(
                 "its sandbox of that name belongs to the uid {:?}: another pod of the same name, or a static pod",
                 metadata(other).uid
@@ -80,7 +95,7 @@ fn check(metadata: &PodSandboxMetadata, wanted: &Wanted) -> Result<(), Miss> {
     )))
 }
 
-fn addresses(status: &PodSandboxStatus) -> Vec<IpAddr> {
+pub(super) fn addresses(status: &PodSandboxStatus) -> Vec<IpAddr> {
     let Some(network) = &status.network else { return Vec::new() };
     let more = network.additional_ips.iter().map(|more| more.ip.as_str());
     std::iter::once(network.ip.as_str()).chain(more).filter_map(|ip| ip.parse().ok()).collect()
@@ -120,7 +135,7 @@ mod tests {
     }
 
     fn chosen(sandboxes: &[PodSandbox]) -> Result<String, Miss> {
-        sandbox(sandboxes, &wanted()).map(|sandbox| sandbox.id.clone())
+        sandbox(sandboxes, &wanted(), &Neighbours::default()).map(|sandbox| sandbox.id.clone())
     }
 
     #[test]
@@ -136,6 +151,21 @@ mod tests {
         let twins = [listed("s0", "u1", 0, READY), listed("s1", "u1", 0, READY)];
         assert!(matches!(chosen(&twins), Err(Miss::No(why)) if why.contains("equally new")));
         assert!(matches!(chosen(&[stranger]), Err(Miss::No(why)) if why.contains("\"u2\"")));
+    }
+
+    #[test]
+    fn a_runtime_that_has_the_nodes_pods_has_all_of_them() {
+        let neighbours = Neighbours { known: [PodUid::new("u2").unwrap()].into(), ..Default::default() };
+        let other =
+            |uid: &str, state| PodSandbox { metadata: named(uid, "b", 0), ..listed("s2", uid, 0, state) };
+        let judge =
+            |listed: &[PodSandbox]| sandbox(listed, &wanted(), &neighbours).map(|found| found.id.clone());
+        assert!(
+            matches!(judge(&[other("u2", READY)]), Err(Miss::No(why)) if why.contains("demo/b of this node"))
+        );
+        // Left over from before the node got another runtime, or nothing to do with the node's pods.
+        assert!(matches!(judge(&[other("u2", 1), other("u9", READY)]), Err(Miss::Unknown(_))));
+        assert_eq!(judge(&[other("u2", READY), listed("s1", "u1", 0, READY)]), Ok("s1".into()));
     }
 
     #[test]

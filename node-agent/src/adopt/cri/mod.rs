@@ -4,15 +4,16 @@
 mod choose;
 mod client;
 mod message;
+mod others;
 pub mod verbose;
 mod version;
 
 pub use version::version;
 
 use super::batch::Batch;
-use super::processes::Handle;
+use super::processes::{Handle, pid_of};
 use super::verify::{self, Fit};
-use super::{Found, Miss, Wanted, Way};
+use super::{Found, Miss, Neighbours, Wanted, Way};
 use crate::kernel::{Kernel, KernelError, Netns, Pool};
 use client::{CallError, Client};
 use message::{PodSandbox, PodSandboxStatusResponse};
@@ -41,6 +42,7 @@ pub(super) struct Runtime {
     proc: PathBuf,
     pool: Arc<Pool>,
     batch: Batch<Listing>,
+    named: Batch<Vec<others::Named>>,
     calls: Semaphore,
 }
 
@@ -52,15 +54,20 @@ struct Listing {
 
 impl Runtime {
     pub(super) fn new(sockets: Vec<PathBuf>, proc: PathBuf, pool: Arc<Pool>) -> Self {
-        Self { sockets, proc, pool, batch: Batch::default(), calls: Semaphore::new(AT_A_TIME) }
+        let calls = Semaphore::new(AT_A_TIME);
+        Self { sockets, proc, pool, batch: Batch::default(), named: Batch::default(), calls }
     }
 
-    pub(super) async fn find(&self, wanted: &Wanted) -> Result<Found, Miss> {
-        if self.sockets.is_empty() {
+    pub(super) fn is_on(&self) -> bool {
+        !self.sockets.is_empty()
+    }
+
+    pub(super) async fn find(&self, wanted: &Wanted, neighbours: &Neighbours) -> Result<Found, Miss> {
+        if !self.is_on() {
             return Err(Miss::Unknown("off (`criSocket` is empty)".into()));
         }
         let listing = self.batch.get(first_that_shows(&self.sockets)).await.map_err(Miss::Unknown)?;
-        let id = choose::sandbox(&listing.sandboxes, wanted)?.id.clone();
+        let id = choose::sandbox(&listing.sandboxes, wanted, neighbours)?.id.clone();
         let answer = self.status(&id).await?;
         let status = answer.status.as_ref();
         let status = status.ok_or_else(|| Miss::Unknown(format!("it gives no status of sandbox {id}")))?;
@@ -128,7 +135,7 @@ fn open(kernel: &dyn Kernel, proc: &Path, place: &Place, wanted: &Wanted) -> Res
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    for pid in place.path.iter().filter_map(|path| process_of(path)).chain(place.pid) {
+    for pid in place.path.iter().filter_map(|path| pid_of(Path::new("/proc"), path)).chain(place.pid) {
         match by_process(kernel, proc, pid, wanted) {
             Ok((netns, path)) => return check(kernel, netns, path, wanted),
             Err(why) => reasons.push(format!("its process {pid}: {why}")),
@@ -190,13 +197,6 @@ fn seen_from_here(path: &Path) -> Vec<PathBuf> {
     std::iter::once(path.to_owned()).chain(linked).collect()
 }
 
-/// `/proc/<pid>/ns/net` → pid
-fn process_of(path: &Path) -> Option<u32> {
-    let below = path.strip_prefix("/proc").ok()?;
-    below.strip_prefix(below.components().next()?).ok().filter(|rest| *rest == Path::new("ns/net"))?;
-    below.components().next()?.as_os_str().to_str()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,13 +207,5 @@ mod tests {
         assert_eq!(seen("/var/run/netns/a"), ["/var/run/netns/a", "/run/netns/a"].map(PathBuf::from));
         assert_eq!(seen("/run/docker/netns/a"), [PathBuf::from("/run/docker/netns/a")]);
         assert!(seen("/proc/7/ns/net").is_empty());
-        for (path, pid) in [
-            ("/proc/7/ns/net", Some(7)),
-            ("/proc/self/ns/net", None),
-            ("/proc/7/ns/mnt", None),
-            ("/proc", None),
-        ] {
-            assert_eq!(process_of(Path::new(path)), pid, "{path}");
-        }
     }
 }

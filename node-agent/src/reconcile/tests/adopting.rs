@@ -293,3 +293,100 @@ async fn found_by_a_process_it_outlives_that_process() {
     })
     .await;
 }
+
+/// After a reboot addresses are given anew: u1's object still shows the old one, while u2, outside the mesh, has it, by an
+/// ADD that no agent saw.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_old_address_led_to_is_let_go_of_when_another_pod_shows_it() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let of_u2 = agent.bind_mount("cni-2", "10.0.0.2");
+    agent.namespace("demo", Some("ambient")).await;
+    agent.namespace("plain", None).await;
+    let u2 = |address: &str| PodFacts {
+        namespace: "plain".into(),
+        ips: address.parse().into_iter().collect(),
+        ..pod("u2", None)
+    };
+    agent.shows(pod("u1", None)).await;
+    agent.shows(u2("")).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    agent.shows(u2("10.0.0.2")).await;
+    agent.pending_because("u1", "of the pod with uid u2 as well").await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1", "del u1"]);
+    assert_eq!(agent.ran(of_u2).last(), Some(&lower(Backend::Nftables, Step::Remove)));
+    assert!(agent.remembered().is_empty());
+    // It was the other object that was old: the namespace is taken back.
+    agent.shows(u2("10.0.0.7")).await;
+    eventually_enabled(&agent, "u1").await;
+}
+
+/// Restarts an agent that has adopted u1, found by a process, after `meanwhile`: u1 must not be in its first snapshot, and
+/// not be captured when the source shows it.
+async fn is_nobodys_after_a_restart(meanwhile: impl FnOnce(&RecordingKernel, &Path, NetnsId)) {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    let id = agent.hidden_namespace("a", "10.0.0.2");
+    agent.process(41, "u1", "a");
+    agent.namespace("demo", Some("ambient")).await;
+    agent.shows(pod("u1", None)).await;
+    agent.synced().await;
+    agent.becomes("u1", State::Enabled).await;
+    ztunnel.task.abort();
+    let Boxed { kernel, dir, zds, .. } = agent;
+    zds.close().await;
+    meanwhile(&kernel, &dir.path().join("proc/41"), id);
+    drop(kernel.take_log());
+    let agent = start_in(dir, kernel).await;
+    let ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.shows(PodFacts { ips: vec![], namespace: "plain".into(), ..pod("u9", None) }).await;
+    agent.shows(pod("u1", None)).await;
+    agent.synced().await;
+    agent.pending_because("u1", "processes: ").await;
+    assert_eq!(ztunnel.told(), ["snapshot"]);
+    assert!(agent.ran(id).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recycled_pid_and_inode_are_nobodys_after_a_restart() {
+    is_nobodys_after_a_restart(|_, process, _| {
+        fs::write(process.join("cgroup"), "0::/kubepods/podu9/c\n").unwrap();
+    })
+    .await;
+    // A pod may make cgroups of any name below its own.
+    is_nobodys_after_a_restart(|_, process, _| {
+        fs::write(process.join("cgroup"), "0::/kubepods/podu9/c/kubepods/podu1/c\n").unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_without_the_pods_address_is_nobodys_after_a_restart() {
+    is_nobodys_after_a_restart(|kernel, _, id| {
+        kernel.set_addresses(id, vec!["10.0.0.66".parse().unwrap()]);
+    })
+    .await;
+}
+
+/// Whoever may name a node can write an object that claims to stand for a static pod. It is never run.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_of_another_name_is_not_the_pods_though_it_claims_its_uid() {
+    let agent = start().await;
+    let ztunnel = agent.ztunnel().await;
+    agent.namespace("demo", Some("ambient")).await;
+    agent.namespace("evil", None).await;
+    agent.synced().await;
+    agent.shows(pod("u1", None)).await;
+    agent.sandbox("u1");
+    assert_eq!(agent.add("u1", "u1").await, Reply::Ok { outcome: "captured".into() });
+    agent.shows(PodFacts { namespace: "evil".into(), name: "static".into(), ..pod("u1", None) }).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    agent.becomes("u1", State::Enabled).await;
+    assert_eq!(ztunnel.told(), ["snapshot", "add u1"]);
+    // Nor does it count when it came first.
+    agent.sandbox("u2");
+    agent.shows(PodFacts { namespace: "evil".into(), ..pod("u2", None) }).await;
+    assert_eq!(agent.add("u2", "u2").await, Reply::Ok { outcome: "captured".into() });
+}

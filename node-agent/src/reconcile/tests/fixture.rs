@@ -156,6 +156,7 @@ impl Boxed {
         let meta = std::fs::File::create(self.dir.path().join(name)).unwrap().metadata().unwrap();
         let id = NetnsId { dev: meta.dev(), inode: meta.ino() };
         self.kernel.put(format!("/run/netns/{name}"), id);
+        self.kernel.set_addresses(id, vec!["10.0.0.2".parse().unwrap()]);
         self.kernel.set_listening(id, PORTS);
         id
     }

@@ -149,7 +149,8 @@ pub(super) fn facts(object: PodObject, labels: &WantedLabels) -> Result<PodFacts
 }
 
 /// A static pod's uid is the MD5 of its manifest, in hex, and its object has another one. Anybody may write the
-/// annotation; since no ordinary uid looks like this, it cannot pass a pod off for an ordinary one.
+/// annotation; since no ordinary uid looks like this, it cannot pass a pod off for an ordinary one. Nor for a static one: facts are the
+/// pod's only under the name that ADD and the runtime give it.
 fn uid(of_object: String, annotations: &StringMap) -> Result<PodUid, String> {
     let of_manifest = annotations.get(ANNOTATION_MIRROR).filter(|text| is_static(text));
     PodUid::new(of_manifest.cloned().unwrap_or(of_object)).map_err(|error| format!("metadata.uid: {error}"))

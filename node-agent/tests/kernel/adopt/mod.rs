@@ -1,6 +1,7 @@
 //! Finding the namespaces of pods that ran before the agent, on nodes that lie: real namespaces, bind mounts, processes
 //! and cgroups, and a runtime that need not be honest.
 
+mod again;
 mod node;
 mod runtime;
 
@@ -26,6 +27,10 @@ pub const TESTS: &[(&str, fn())] = &[
     ("processes_that_left_the_pods_namespace_change_nothing", processes_that_left),
     ("a_recycled_pid_is_nobodys", a_recycled_pid),
     ("a_cgroup_below_anothers_changes_nothing", a_planted_cgroup),
+    ("a_runtime_that_names_it_for_another_is_not_outvoted_by_an_address", again::named_for_another),
+    ("a_runtime_that_has_the_nodes_pods_has_all_of_them", again::a_whole_list),
+    ("a_recycled_pid_and_inode_are_not_had_again", again::recycled),
+    ("a_bind_mount_is_had_again_while_it_is_the_pods", again::bind_mount),
     ("a_hundred_and_ten_pods_are_found_at_once", a_full_node),
 ];
 
@@ -245,17 +250,7 @@ fn a_recycled_pid() {
     node.end(pid);
     // The same number, in a namespace with the same address, but not in the pod's cgroup.
     let same_address = Pod::new("x", &["10.0.0.2"]);
-    // The thread that starts the process takes a number, too.
-    for attempt in 0.. {
-        assert!(attempt < 200, "the number {pid} was not to be had again");
-        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 2).to_string())
-            .expect("this pid namespace's last pid");
-        let next = node.process(Some(&same_address.ns), "");
-        if next == pid {
-            break;
-        }
-        node.end(next);
-    }
+    node.process_again(pid, &same_address.ns, "");
     assert!(node.find(&pod.wanted).is_err());
 }
 

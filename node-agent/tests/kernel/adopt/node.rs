@@ -3,7 +3,7 @@
 use super::runtime::{Manner, Runtime, Sandbox, info};
 use crate::fixture::{Ns, eventually, kernel};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use sluice_agent::adopt::{Finder, Found, Neighbours, NotFound, Settings, Wanted};
+use sluice_agent::adopt::{Finder, Found, Neighbours, NotFound, Settings, Stale, Wanted};
 use sluice_agent::kernel::{Kernel, Pool};
 use sluice_shared::ids::{NetnsId, PodRef, PodUid};
 use std::fs;
@@ -52,7 +52,7 @@ impl Node {
         let node = Self {
             runtime,
             finder,
-            neighbours: Neighbours::default(),
+            neighbours: Neighbours { complete: true, ..Neighbours::default() },
             directory,
             mounts: Vec::new(),
             cgroups: Vec::new(),
@@ -117,6 +117,27 @@ impl Node {
             fs::write(self.cgroup(cgroup).join("cgroup.procs"), pid.to_string()).expect("move to the cgroup");
         }
         pid
+    }
+
+    /// Starts a process that gets the number of one that has ended.
+    pub fn process_again(&mut self, pid: u32, ns: &Ns, cgroup: &str) {
+        // The thread that starts the process takes a number, too.
+        for attempt in 0.. {
+            assert!(attempt < 200, "the number {pid} was not to be had again");
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 2).to_string())
+                .expect("this pid namespace's last pid");
+            let next = self.process(Some(ns), cgroup);
+            if next == pid {
+                return;
+            }
+            self.end(next);
+        }
+    }
+
+    /// Opens what was the pod's namespace once more.
+    pub fn again(&self, pod: &Pod, path: &Path) -> Result<(), Stale> {
+        let opened = self.finder.open_again(path, pod.id, &pod.wanted, &self.neighbours);
+        self.runtime.block_on(opened).map(|netns| assert_eq!(netns.id(), pod.id))
     }
 
     /// Ends a process and waits for it, so that its number is free.
