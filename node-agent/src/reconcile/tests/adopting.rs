@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 
 impl Boxed {
     /// The runtime's bind mount of a sandbox's namespace with this address, on which ztunnel listens once it is asked.
-    fn bind_mount(&self, name: &str, address: &str) -> NetnsId {
+    pub(super) fn bind_mount(&self, name: &str, address: &str) -> NetnsId {
         let path = self.bind_mount_path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let meta = fs::File::create(&path).unwrap().metadata().unwrap();
@@ -19,7 +19,7 @@ impl Boxed {
         id
     }
 
-    fn bind_mount_path(&self, name: &str) -> PathBuf {
+    pub(super) fn bind_mount_path(&self, name: &str) -> PathBuf {
         self.dir.path().join("netns").join(name)
     }
 
@@ -46,7 +46,7 @@ impl Boxed {
         id
     }
 
-    async fn shows(&self, facts: PodFacts) {
+    pub(super) async fn shows(&self, facts: PodFacts) {
         self.events.send(Event::Pod(Box::new(facts))).await.unwrap();
     }
 
@@ -56,11 +56,11 @@ impl Boxed {
         self.cni(Verb::Del(attachment), None).await
     }
 
-    fn remembered(&self) -> Vec<crate::journal::Sandbox> {
+    pub(super) fn remembered(&self) -> Vec<crate::journal::Sandbox> {
         self.cx.journal.pods().unwrap()
     }
 
-    async fn pending_because(&self, uid: &str, why: &str) {
+    pub(super) async fn pending_because(&self, uid: &str, why: &str) {
         eventually(&format!("{uid} is pending: {why}"), || {
             self.state(uid).is_some_and(|(state, said)| state == State::Pending && said.contains(why))
         })

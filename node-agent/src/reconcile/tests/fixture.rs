@@ -81,7 +81,11 @@ pub async fn start_with(
         },
         finder: Finder::new(
             adopt::Settings {
-                cri_sockets: Vec::new(),
+                // Off, unless a test listens there.
+                cri_sockets: Some(dir.path().join("cri.sock"))
+                    .filter(|cri| cri.exists())
+                    .into_iter()
+                    .collect(),
                 netns_dirs: vec![dir.path().join("netns")],
                 host_proc: dir.path().join("proc"),
             },

@@ -3,6 +3,7 @@
 mod admit;
 mod adopting;
 mod backends;
+mod doubt;
 mod fixture;
 mod sandboxes;
 mod succession;
