@@ -18,9 +18,10 @@ use crate::reconcile::{
 };
 use crate::seqpacket::Spot;
 use crate::source::cni::CniSource;
+use crate::vitals::Vitals;
 use crate::workloads::Registry;
 use crate::zds;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use installation::{Installation, Parts};
 use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
@@ -42,11 +43,12 @@ const EVENTS: usize = 1024;
 /// Serves until SIGTERM or SIGINT. Rules, host table and ztunnel's proxies stay: whoever comes next takes over.
 ///
 /// # Errors
-/// When a part cannot be made: the agent must not seem to serve.
+/// When a part cannot be made, or dies: the agent must not seem to serve.
 pub async fn run(config: &Config) -> anyhow::Result<()> {
     let started = Instant::now();
     // From the beginning: the first process of a container does not hear of a signal that nobody waits for.
     let mut signals = Signals::listen()?;
+    let vitals = Vitals::listen();
     let metrics = Metrics::new();
     let host_proc = HostProc::at(&config.host_proc);
     let kernel = Arc::new(
@@ -100,7 +102,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     };
     tokio::spawn(lookout.watch(predecessor));
     let (hold, hold_now) = watch::channel(Hold::Drop);
-    tokio::spawn(keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry)));
+    let holding = keep_hold(ztunnel.any_ready(), config.hold_timeout, hold, Arc::clone(&registry));
+    vitals.keep("the watch over held connections", holding);
     let (following, hints, drift_choice) = choices::drift_watch(&kernel);
 
     let finder = Finder::new(choices::adoption(config), Arc::clone(&pool));
@@ -138,7 +141,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
     }
-    tokio::spawn(sweep(Arc::clone(&cx), choices::Kubelet::new(config)));
+    vitals.keep("the sweep", sweep(Arc::clone(&cx), choices::Kubelet::new(config)));
 
     let (events, inbox) = mpsc::channel(EVENTS);
     let view = NodeView::new(
@@ -154,16 +157,22 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let cni = CniSource::bind(&config.agent_socket, metrics.clone()).context("agentSocket")?;
     if let Some(address) = config.metrics_address {
         let server = health::Server::bind(address, health.clone()).await.context("metricsAddress")?;
-        tokio::spawn(server.run());
+        vitals.keep("the metrics server", server.run());
     }
-    tokio::spawn(admin.run());
-    tokio::spawn(source.what.run(events.clone()));
-    let reconciling = tokio::spawn(Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
+    vitals.keep("the admin socket", admin.run());
+    vitals.keep("the source", source.what.run(events.clone()));
+    let reconciling = vitals.keep("the reconciler", Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
     let sockets = (cni.spot(), zds_server.spot());
-    let reporting = tokio::spawn(report(Arc::clone(&cx), health.clone(), sockets, started));
-    let serving = tokio::spawn(cni.run(events));
+    let reporting = vitals.keep("the report", report(Arc::clone(&cx), health.clone(), sockets, started));
+    let serving = vitals.keep("the plugin's socket", cni.run(events));
 
-    signals.wait().await;
+    tokio::select! {
+        () = signals.wait() => {}
+        why = vitals.failed() => {
+            health.not_ready(format!("a part of the agent has died: {why}"));
+            bail!("{why}; the agent ends, so that a whole one takes its place (captured pods stay captured): a defect, please report it");
+        }
+    }
     tracing::info!("stopping; captured pods stay captured");
     let installation = installation.end();
     reporting.abort();

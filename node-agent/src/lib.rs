@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod adopt;
 pub mod app;
+pub mod backoff;
 pub mod config;
 pub mod durable;
 pub mod health;
@@ -19,6 +20,7 @@ pub mod source;
 pub mod status;
 pub mod telemetry;
 pub mod visible;
+pub mod vitals;
 pub mod workloads;
 pub mod yaml;
 pub mod zds;

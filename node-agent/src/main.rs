@@ -54,5 +54,8 @@ fn run(config: &Config, warnings: &[String]) -> anyhow::Result<()> {
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), node = config.node_name, "sluice-agent starts");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(sluice_agent::app::run(config))
+    let ended = runtime.block_on(sluice_agent::app::run(config));
+    // A thread that hangs in a system call must not keep an agent that has ended.
+    runtime.shutdown_background();
+    ended
 }

@@ -5,16 +5,14 @@
 
 use crate::admin::WhyError;
 use crate::adopt::Neighbours;
-use crate::reconcile::Message;
+use crate::reconcile::{Mailbox, Message};
 use crate::zds;
 use sluice_shared::admin::{PodStatus, State};
 use sluice_shared::enroll::{Overrides, Reason};
 use sluice_shared::ids::{NetnsId, PodUid};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::mpsc;
 
 /// Every pod's mailbox and last showing, by uid.
 #[derive(Default)]
@@ -26,9 +24,8 @@ pub struct Registry {
 pub struct Entry {
     /// Whose.
     pub uid: PodUid,
-    mailbox: mpsc::UnboundedSender<Message>,
-    /// Whether a [`Message::Look`] is on its way: one is enough, however often something changes.
-    look_pending: AtomicBool,
+    /// What its task has not taken yet.
+    pub mailbox: Mailbox,
     /// The addresses that the source shows for it, whether or not its task has got as far.
     claims: Mutex<Vec<IpAddr>>,
     showing: Mutex<Showing>,
@@ -44,36 +41,28 @@ pub struct Showing {
 }
 
 impl Registry {
-    /// Sends to a pod's task, which `spawn` starts if there is none. `spawn` gets the entry and the mailbox's other end.
-    pub fn send(
-        &self,
-        uid: &PodUid,
-        message: Message,
-        spawn: impl FnOnce(Arc<Entry>, mpsc::UnboundedReceiver<Message>),
-    ) {
+    /// Sends to a pod's task, which `spawn` starts if there is none.
+    pub fn send(&self, uid: &PodUid, message: Message, spawn: impl FnOnce(Arc<Entry>)) {
         let mut pods = self.lock();
         if let Some(entry) = pods.get(uid) {
             // The task removes itself under this lock, and only with an empty mailbox: it is there to receive.
-            let _ = entry.mailbox.send(message);
+            entry.mailbox.post(message);
             return;
         }
-        let (mailbox, messages) = mpsc::unbounded_channel();
-        let _ = mailbox.send(message);
-        let showing = Mutex::new(Showing { status: unknown(uid), handed: None });
         let entry = Arc::new(Entry {
             uid: uid.clone(),
-            mailbox,
-            look_pending: AtomicBool::new(false),
+            mailbox: Mailbox::default(),
             claims: Mutex::default(),
-            showing,
+            showing: Mutex::new(Showing { status: unknown(uid), handed: None }),
         });
+        entry.mailbox.post(message);
         pods.insert(uid.clone(), Arc::clone(&entry));
-        spawn(entry, messages);
+        spawn(entry);
     }
 
     /// Sends to a pod's task if there is one, and says whether there is. A message to nobody is dropped.
     pub fn send_existing(&self, uid: &PodUid, message: Message) -> bool {
-        self.lock().get(uid).is_some_and(|entry| entry.mailbox.send(message).is_ok())
+        self.lock().get(uid).is_some_and(|entry| entry.mailbox.post(message))
     }
 
     /// Sends to every pod's task a message of its own.
@@ -85,7 +74,7 @@ impl Registry {
     pub fn broadcast_to(&self, wanted: impl Fn(&PodStatus) -> bool, mut message: impl FnMut() -> Message) {
         for entry in self.lock().values() {
             if wanted(&entry.showing().status) {
-                let _ = entry.mailbox.send(message());
+                entry.mailbox.post(message());
             }
         }
     }
@@ -93,19 +82,20 @@ impl Registry {
     /// Has the pods that hold this namespace look at it; all pods, for `None`.
     pub fn look(&self, netns: Option<NetnsId>) {
         for entry in self.lock().values() {
-            let concerned = netns.is_none() || entry.showing().status.netns == netns;
-            if concerned && !entry.look_pending.swap(true, Ordering::AcqRel) {
-                let _ = entry.mailbox.send(Message::Look);
+            if netns.is_none() || entry.showing().status.netns == netns {
+                entry.mailbox.post(Message::Look);
             }
         }
     }
 
-    /// Takes a pod out, unless somebody has written to it meanwhile. Says whether it is out.
-    pub fn retire(&self, uid: &PodUid, messages: &mpsc::UnboundedReceiver<Message>) -> bool {
+    /// Takes a pod out, unless somebody has written to it meanwhile, and forgets it before it can be put in again. Says
+    /// whether it is out.
+    pub fn retire(&self, entry: &Entry, forget: impl FnOnce()) -> bool {
         let mut pods = self.lock();
-        let idle = messages.is_empty();
+        let idle = entry.mailbox.is_empty();
         if idle {
-            pods.remove(uid);
+            pods.remove(&entry.uid);
+            forget();
         }
         idle
     }
@@ -202,11 +192,6 @@ impl Registry {
 }
 
 impl Entry {
-    /// The pod's task is about to look: what changes from here on wants another one.
-    pub fn looking(&self) {
-        self.look_pending.store(false, Ordering::Release);
-    }
-
     fn claims(&self) -> MutexGuard<'_, Vec<IpAddr>> {
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,10 +5,10 @@
 //! Whether the DaemonSet still wants this node is judged as its controller does it, from the node's labels and taints;
 //! nothing else tells a node that has left the selector from `kubectl delete pod`.
 
+use crate::backoff::Backoff;
 use crate::config::DaemonSetRef;
 use crate::durable::{self, Sync};
 use crate::source::kubernetes::api::{Api, Failure, Target};
-use crate::source::kubernetes::backoff::spread;
 use serde::Deserialize;
 use sluice_shared::facts::StringMap;
 use sluice_shared::install::{DaemonSet, Fate, INTENT_FILE, Intent, Wanted, verdict};
@@ -117,8 +117,8 @@ impl Ending {
     /// Finds out whether the DaemonSet may be read, and which one it is: one request where all is well. Without it, an
     /// answer "no" at the end would prove nothing.
     pub async fn learn(&self) {
-        let [mut wait, longest] = AGAIN;
-        let mut said = false;
+        let [shortest, longest] = AGAIN;
+        let (mut backoff, mut said) = (Backoff::new(shortest), false);
         while self.seen.get().is_none() {
             match self.find(METADATA, ANSWER_WITHIN).await {
                 Ok(found) => {
@@ -132,8 +132,7 @@ impl Ending {
                             "the agent cannot read its own DaemonSet, so an uninstall cannot be told from an upgrade and \
                              leaves the plugin in the chain; it needs get on it (daemonset, namespace); tried again");
                     }
-                    tokio::time::sleep(spread(wait)).await;
-                    wait = (wait * 2).min(longest);
+                    tokio::time::sleep(backoff.failed(longest, None, Instant::now())).await;
                 }
             }
         }

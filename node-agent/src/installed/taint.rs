@@ -6,9 +6,9 @@
 //!
 //! While it serves it watches its one node, as the kubelet does: no request is made until something changes.
 
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use crate::source::kubernetes::api::{Api, Failure, Status, Target};
-use crate::source::kubernetes::backoff::spread;
 use crate::source::kubernetes::lines::Line;
 use crate::status::api::Api as Writer;
 use crate::status::outcome::Outcome;
@@ -82,13 +82,14 @@ impl Taints {
 
     /// One watch after the other.
     async fn follow(&self) {
-        let [mut wait, longest] = AGAIN;
-        let mut said = None;
+        let [shortest, longest] = AGAIN;
+        let (mut backoff, mut said) = (Backoff::new(shortest), None);
         loop {
             let began = Instant::now();
             let ended = timeout(WATCH + DEAD_AFTER, self.watch()).await.unwrap_or(Ok(()));
             if began.elapsed() >= GOOD {
-                (wait, said) = (AGAIN[0], None);
+                backoff.succeeded();
+                said = None;
             }
             if let Err(trouble) = ended {
                 let trouble = trouble.to_string();
@@ -97,8 +98,7 @@ impl Taints {
                     said = Some(trouble);
                 }
             }
-            sleep(spread(wait)).await;
-            wait = (wait * 2).min(longest);
+            sleep(backoff.failed(longest, None, Instant::now())).await;
         }
     }
 

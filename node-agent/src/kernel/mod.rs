@@ -12,7 +12,7 @@ mod pool;
 
 pub use hostproc::HostProc;
 pub use linux::watch::{Hint, WatchHandle};
-pub use pool::Pool;
+pub use pool::{Pool, catches_panics};
 
 use sluice_shared::ids::NetnsId;
 use sluice_shared::istio::Listing;

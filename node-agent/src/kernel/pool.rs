@@ -18,6 +18,8 @@ use tokio::sync::oneshot;
 thread_local! {
     /// Set when this thread may be in a namespace that is not the agent's.
     static LOST: Cell<bool> = const { Cell::new(false) };
+    /// Set on the pool's own threads, whose jobs' panics become their callers' errors.
+    static OURS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Dedicated threads in front of one [`Kernel`], with an asynchronous face. Dropping it lets running jobs end and
@@ -139,6 +141,7 @@ impl Shared {
 fn start_worker(shared: &Arc<Shared>, ended: &mpsc::Sender<()>) -> std::io::Result<()> {
     let (shared, ended) = (Arc::clone(shared), ended.clone());
     thread::Builder::new().name("kernel".into()).spawn(move || {
+        OURS.set(true);
         while let Some(job) = shared.next() {
             let fine = job(&*shared.kernel);
             if !fine || thread_is_lost() {
@@ -150,6 +153,12 @@ fn start_worker(shared: &Arc<Shared>, ended: &mpsc::Sender<()>) -> std::io::Resu
         let _ = ended.send(());
     })?;
     Ok(())
+}
+
+/// Whether a panic on this thread is caught, and answered for.
+#[must_use]
+pub fn catches_panics() -> bool {
+    OURS.get()
 }
 
 /// Says that this thread may be in a foreign namespace, so that it is not used again.

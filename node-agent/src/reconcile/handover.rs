@@ -1,6 +1,7 @@
 //! The hand-over to ztunnel, as one pod's task sees it.
 
 use super::Message;
+use super::message::answer_all;
 use super::pod::{Grip, PodTask};
 use crate::kernel::Netns;
 use crate::zds::{self, AddError};
@@ -32,36 +33,43 @@ impl PodTask {
         Ok(())
     }
 
-    /// Waits, and takes meanwhile what cannot: a new ztunnel's marks, who asks, and the sandbox's end, which ends the wait
-    /// with nothing. Everything else is next.
+    /// Waits, and takes meanwhile what cannot: a new ztunnel's marks, and who asks. The sandbox's end ends the wait with
+    /// nothing, and is taken in its turn, as is everything else.
     pub(super) async fn meanwhile<T>(
         &mut self,
         netns: &Arc<Netns>,
         answer: impl Future<Output = T>,
     ) -> Option<T> {
         let mut answer = std::pin::pin!(answer);
-        loop {
+        let entry = Arc::clone(&self.entry);
+        let ours = self.sandbox.as_ref().and_then(|sandbox| sandbox.attachment.clone());
+        let urgent = |message: &Message| matches!(message, Message::Resettle(_) | Message::Inspect(_));
+        let over = |message: &Message| match message {
+            Message::Del { attachment, .. } => ours.as_ref().is_none_or(|id| *id == attachment.id),
+            Message::Yield(wanted, _) => *wanted == netns.id(),
+            _ => false,
+        };
+        let mut changed = false;
+        let outcome = loop {
             let message = tokio::select! {
-                answer = &mut answer => return Some(answer),
-                message = self.messages.recv() => message?,
+                answer = &mut answer => break Some(answer),
+                message = entry.mailbox.first(urgent, over) => message,
             };
             match message {
-                Message::Resettle(done) => {
+                Some(Message::Resettle(waiters)) => {
                     self.follow_trust(netns).await;
-                    if let Some(done) = done {
-                        let _ = done.send(());
-                    }
+                    answer_all(waiters);
+                    changed = true;
                 }
-                Message::Inspect(reply) => {
-                    let _ = reply.send(self.entry.showing().status.clone());
-                }
-                over @ (Message::Del { .. } | Message::Yield(..)) => {
-                    self.deferred.push_back(over);
-                    return None;
-                }
-                other => self.deferred.push_back(other),
+                Some(Message::Inspect(reply)) => drop(reply.send(entry.showing().status.clone())),
+                Some(_) | None => break None,
             }
+        };
+        if changed {
+            // Only the trust was followed; whether the pod is wanted at all may be what has changed.
+            entry.mailbox.post(Message::Resettle(Vec::new()));
         }
+        outcome
     }
 
     /// Brings guard and hold of the plan in force up to date; the rest of it waits for the step that is under way.

@@ -22,7 +22,7 @@ pub enum Told {
     Unknown(String),
 }
 
-/// What a pod's task is told. Tasks take them one by one.
+/// What a pod's task is told. Tasks take them one by one; which of them wait is the [`Mailbox`](super::Mailbox)'s.
 pub enum Message {
     /// The source shows the pod, or no longer does.
     Facts(Option<Box<PodFacts>>),
@@ -31,8 +31,8 @@ pub enum Message {
     Remembered(Sandbox, oneshot::Sender<()>),
     /// The source has shown everything that was there at the start; what concerns the pod is before this in its mailbox.
     Synced,
-    /// Something that the pod's plan depends on has changed. Answered when the pod has acted on it.
-    Resettle(Option<oneshot::Sender<()>>),
+    /// Something that the pod's plan depends on has changed. Each is answered when the pod has acted on it.
+    Resettle(Vec<oneshot::Sender<()>>),
     /// The plugin: a sandbox was made.
     Add {
         /// Which.
@@ -80,4 +80,11 @@ pub enum Message {
     Doubt,
     /// `sluicectl why`: look afresh, and tell.
     Inspect(oneshot::Sender<PodStatus>),
+}
+
+/// Says that it is done to whoever still waits for it.
+pub(super) fn answer_all(waiters: Vec<oneshot::Sender<()>>) {
+    for waiter in waiters {
+        let _ = waiter.send(());
+    }
 }

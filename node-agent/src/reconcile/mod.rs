@@ -11,6 +11,7 @@ mod handover;
 mod host;
 mod join;
 mod leave;
+mod mailbox;
 mod members;
 mod message;
 mod pod;
@@ -26,6 +27,7 @@ mod ztunnel;
 mod tests;
 
 pub use host::HostTable;
+pub use mailbox::Mailbox;
 pub use members::Members;
 pub use message::{Message, Told};
 pub use succession::Succession;
@@ -150,8 +152,8 @@ impl Context {
 
     /// Sends to a pod's task, starting one if the pod is new.
     pub fn tell(self: &Arc<Self>, uid: &PodUid, message: Message) {
-        self.registry.send(uid, message, |entry, messages| {
-            tokio::spawn(pod::PodTask::new(Arc::clone(self), entry, messages).run());
+        self.registry.send(uid, message, |entry| {
+            tokio::spawn(pod::PodTask::new(Arc::clone(self), entry).run());
         });
     }
 
@@ -233,8 +235,10 @@ impl Reconciler {
         match event {
             Event::Pod(pod) => {
                 let claims = if pod.phase.is_terminal() { Vec::new() } else { pod.ips.clone() };
-                let uid = pod.uid.clone();
+                let (uid, shown) = (pod.uid.clone(), pod.clone());
                 self.cx.tell(&uid, Message::Facts(Some(pod)));
+                // Not by the pod's task, which may pass over what its object has had in between.
+                self.cx.status.shown(&shown);
                 self.cx.registry.set_claims(&uid, &claims);
                 self.shown.insert(uid);
             }
@@ -242,6 +246,7 @@ impl Reconciler {
                 self.cx.registry.set_claims(&uid, &[]);
                 self.shown.remove(&uid);
                 self.cx.registry.send_existing(&uid, Message::Facts(None));
+                self.cx.status.gone(&uid);
             }
             Event::Namespace(namespace) => self.namespace(&namespace.name, Some(&namespace)),
             Event::NamespaceGone(name) => self.namespace(&name, None),
@@ -265,7 +270,7 @@ impl Reconciler {
         self.cx.members.namespace(name, facts, &self.cx.settings.policy);
         // A pod whose task has not shown anything yet may be of this namespace, too.
         let concerned = |pod: &PodStatus| pod.namespace == name || pod.namespace.is_empty();
-        self.cx.registry.broadcast_to(concerned, || Message::Resettle(None));
+        self.cx.registry.broadcast_to(concerned, || Message::Resettle(Vec::new()));
     }
 
     fn cni(&mut self, call: CniCall) {
@@ -340,7 +345,7 @@ async fn look_at_all(cx: &Context) {
     cx.registry.broadcast(|| {
         let (done, wait) = oneshot::channel();
         waits.push(wait);
-        Message::Resettle(Some(done))
+        Message::Resettle(vec![done])
     });
     for wait in waits {
         let _ = wait.await;

@@ -4,6 +4,7 @@
 //! [`PodTask::settle`], which takes the one step that leads from the one to the other. A step that fails leaves the
 //! pod `pending` with the reason, and is tried again.
 
+use super::message::answer_all;
 use super::{Context, Message};
 use crate::journal::Sandbox;
 use crate::kernel::{Fingerprint, Netns, Observation};
@@ -16,10 +17,9 @@ use sluice_shared::enroll::{self, Reason, Verdict};
 use sluice_shared::facts::PodFacts;
 use sluice_shared::ids::NetnsId;
 use sluice_shared::plan::RedirectPlan;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// The first wait before a failed step is tried again; it doubles up to [`RETRY_MAX`].
@@ -33,9 +33,6 @@ pub(super) struct PodTask {
     /// Whether everything that the source showed at the start has come through this mailbox: the shared flag is set while
     /// it may still be on its way.
     pub(super) told_all: bool,
-    pub(super) messages: mpsc::UnboundedReceiver<Message>,
-    /// Messages that came while a step was waiting for ztunnel: they are next.
-    pub(super) deferred: VecDeque<Message>,
     /// What the source shows, or showed last.
     pub(super) facts: Option<Box<PodFacts>>,
     /// Whether the source shows the pod no longer. Its facts hold until its sandbox goes: containers may still run.
@@ -96,18 +93,12 @@ pub(super) struct Redirected {
 }
 
 impl PodTask {
-    pub(super) fn new(
-        cx: Arc<Context>,
-        entry: Arc<Entry>,
-        messages: mpsc::UnboundedReceiver<Message>,
-    ) -> Self {
+    pub(super) fn new(cx: Arc<Context>, entry: Arc<Entry>) -> Self {
         let told_all = *cx.synced.borrow();
         Self {
             cx,
             entry,
-            messages,
             told_all,
-            deferred: VecDeque::new(),
             facts: None,
             facts_are_last: false,
             sandbox: None,
@@ -131,14 +122,9 @@ impl PodTask {
     /// Takes messages until nothing is left to know or to do about the pod.
     pub(super) async fn run(mut self) {
         loop {
-            while let Some(message) = self.deferred.pop_front() {
-                self.take(message).await;
-            }
-            if self.is_over() {
-                self.cx.status.forget(&self.entry.uid);
-                if self.cx.registry.retire(&self.entry.uid, &self.messages) {
-                    return;
-                }
+            let forget = || self.cx.status.forget(&self.entry.uid);
+            if self.is_over() && self.cx.registry.retire(&self.entry, forget) {
+                return;
             }
             let wake = self.wake;
             let sleep = async move {
@@ -147,11 +133,9 @@ impl PodTask {
                     None => std::future::pending().await,
                 }
             };
+            let entry = Arc::clone(&self.entry);
             tokio::select! {
-                message = self.messages.recv() => match message {
-                    Some(message) => self.take(message).await,
-                    None => return,
-                },
+                message = entry.mailbox.next() => self.take(message).await,
                 () = sleep => {
                     self.wake = None;
                     self.settle().await;
@@ -167,9 +151,6 @@ impl PodTask {
     async fn take(&mut self, message: Message) {
         match message {
             Message::Facts(facts) => {
-                if let Some(pod) = &facts {
-                    self.cx.status.shown(pod);
-                }
                 self.learn(facts);
                 self.leave_replaced_sandbox().await;
                 self.retry_at_once();
@@ -185,12 +166,10 @@ impl PodTask {
                 self.retry_at_once();
                 self.settle().await;
             }
-            Message::Resettle(done) => {
+            Message::Resettle(waiters) => {
                 self.retry_at_once();
                 self.settle().await;
-                if let Some(done) = done {
-                    let _ = done.send(());
-                }
+                answer_all(waiters);
             }
             // Whoever no longer waits has given its sandbox up.
             Message::Add { reply, .. } if reply.is_closed() => {}
@@ -212,10 +191,7 @@ impl PodTask {
                     self.settle().await;
                 }
             }
-            Message::Look => {
-                self.entry.looking();
-                self.look().await;
-            }
+            Message::Look => self.look().await,
             Message::Answered { connection, answer } => self.answered(connection, answer).await,
             Message::Disconnected(connection) => {
                 if self.acked_by.remove(&connection) && self.acked_by.is_empty() {
@@ -352,5 +328,11 @@ impl PodTask {
     pub(super) fn pending(&mut self, reason: String) {
         self.show(State::Pending, reason);
         self.retry_later();
+    }
+}
+
+impl Drop for PodTask {
+    fn drop(&mut self) {
+        self.entry.mailbox.close();
     }
 }

@@ -137,7 +137,7 @@ impl Succession {
             if matches!(*predecessor.borrow_and_update(), Predecessor::Lives | Predecessor::Away) {
                 cx.succession.lock().met = true;
             }
-            cx.registry.broadcast(|| Message::Resettle(None));
+            cx.registry.broadcast(|| Message::Resettle(Vec::new()));
         }
     }
 

@@ -152,7 +152,7 @@ impl ZtunnelHooks {
         self.registry.broadcast(|| {
             let (done, wait) = oneshot::channel();
             waits.push(wait);
-            Message::Resettle(Some(done))
+            Message::Resettle(vec![done])
         });
         let all = async {
             for wait in waits {
@@ -209,7 +209,7 @@ pub async fn keep_hold(
         let changed = hold.send_if_modified(|hold| std::mem::replace(hold, wanted) != wanted);
         if changed {
             tracing::info!(?wanted, "opening SYNs to absent listeners");
-            registry.broadcast(|| Message::Resettle(None));
+            registry.broadcast(|| Message::Resettle(Vec::new()));
         }
     };
     loop {

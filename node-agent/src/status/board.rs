@@ -1,9 +1,10 @@
 //! What is to be written for each pod: only the newest, one request a pod at a time.
 
+use super::FIRST_WAIT;
 use super::annotation::{Action, Belief, Has};
-use super::backoff::Backoff;
 use super::course::{Course, Said};
 use super::outcome::Outcome;
+use crate::backoff::Backoff;
 use sluice_shared::admin::PodStatus;
 use sluice_shared::ids::{PodRef, PodUid};
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ const SERVER_LONGEST: Duration = Duration::from_secs(5);
 const REFUSED_LONGEST: Duration = Duration::from_secs(60);
 
 /// Every pod's post.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Board {
     posts: HashMap<PodUid, Post>,
     /// The API server's health. While it is not well, one write at a time finds out whether it is again.
@@ -32,10 +33,12 @@ struct Post {
     belief: Belief,
     /// What is being written.
     writing: Option<Action>,
+    /// Whether the watch has shown the pod since that write began: it is not gone then, whatever the answer.
+    shown_since: bool,
     backoff: Backoff,
     /// Why the last write failed.
     trouble: Option<String>,
-    /// Whether the API server has no pod of this uid any more: nothing can be written for it.
+    /// Whether the API server has no pod of this uid, as far as is known: nothing can be written until the watch shows it.
     gone: bool,
 }
 
@@ -83,6 +86,12 @@ pub enum Peers {
     ToldAt(Instant),
 }
 
+impl Default for Board {
+    fn default() -> Self {
+        Self { posts: HashMap::new(), server: Backoff::new(FIRST_WAIT) }
+    }
+}
+
 impl Board {
     /// A pod stands so now. Says what is worth an Event, and whether something may be due.
     pub fn stands(&mut self, status: &PodStatus, now: Instant) -> (Vec<Remark>, bool) {
@@ -97,12 +106,24 @@ impl Board {
         (remarks(&status.uid, &pod, said), moved)
     }
 
-    /// The watch shows a pod's object. Says whether something may be due.
+    /// The watch shows a pod's object. Says whether something may be due. An object that comes after one was gone is another
+    /// one, as a static pod's that is made anew with the same uid: what was written to the former it does not have.
     pub fn shown(&mut self, uid: &PodUid, pod: PodRef, has: Has, now: Instant) -> bool {
         let post = self.post(uid);
         post.pod = pod;
+        post.shown_since = true;
+        if std::mem::take(&mut post.gone) {
+            post.belief = Belief::default();
+        }
         post.belief.shown(has, now);
         post.belief.action(post.course.wish()).is_some()
+    }
+
+    /// The watch shows a pod's object no longer.
+    pub fn gone(&mut self, uid: &PodUid) {
+        if let Some(post) = self.posts.get_mut(uid) {
+            (post.gone, post.shown_since) = (true, false);
+        }
     }
 
     /// Nothing is to be known of a pod any more.
@@ -134,7 +155,7 @@ impl Board {
         }
         for (_, action, uid) in ready.into_iter().take(room) {
             if let Some(post) = self.posts.get_mut(&uid) {
-                post.writing = Some(action);
+                (post.writing, post.shown_since) = (Some(action), false);
                 due.writes.push(Write { uid, pod: post.pod.clone(), action });
             }
         }
@@ -150,12 +171,9 @@ impl Board {
         match outcome {
             Outcome::Done | Outcome::Gone => self.server.succeeded(),
             Outcome::Conflict(_) | Outcome::Refused(_) => {}
-            Outcome::Throttled(wait) => {
-                self.server.failed(longest, now);
-                self.server.wait(wait.unwrap_or_default(), now);
-            }
+            Outcome::Throttled(asked) => drop(self.server.failed(longest, *asked, now)),
             Outcome::Failed(_) | Outcome::Unanswered(_) | Outcome::Forbidden(_) => {
-                self.server.failed(longest, now);
+                self.server.failed(longest, None, now);
             }
         }
         let Some(post) = self.posts.get_mut(&write.uid) else { return };
@@ -163,13 +181,14 @@ impl Board {
         post.trouble = outcome.trouble();
         match outcome {
             Outcome::Done => post.belief.wrote(write.action, now),
-            Outcome::Gone => post.gone = true,
+            Outcome::Gone => post.gone |= !post.shown_since,
             Outcome::Failed(_) | Outcome::Unanswered(_) => post.belief.may_have_written(write.action),
             _ => {}
         }
         match outcome {
-            Outcome::Done | Outcome::Gone => post.backoff.succeeded(),
-            _ => post.backoff.failed(longest, now),
+            Outcome::Done => post.backoff.succeeded(),
+            Outcome::Gone if post.gone => post.backoff.succeeded(),
+            _ => drop(post.backoff.failed(longest, None, now)),
         }
     }
 
@@ -219,7 +238,8 @@ impl Board {
             course: Course::default(),
             belief: Belief::default(),
             writing: None,
-            backoff: Backoff::default(),
+            shown_since: false,
+            backoff: Backoff::new(FIRST_WAIT),
             trouble: None,
             gone: false,
         })

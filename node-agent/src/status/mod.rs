@@ -1,12 +1,11 @@
 //! How pods stand, told to the cluster: the annotation that istiod reads, and Events.
 //!
-//! Pods' tasks say how a pod stands ([`Sink::stands`]) and what its object has ([`Sink::shown`]); neither waits. What
-//! follows from that is decided in [`course`] and [`annotation`], which are pure. One task writes annotations, the
+//! Pods' tasks say how a pod stands ([`Sink::stands`]), the switchboard what its object has ([`Sink::shown`]); neither
+//! waits. What follows from that is decided in [`course`] and [`annotation`], which are pure. One task writes annotations, the
 //! newest wanted value of each pod and nothing else; another one writes Events, as many as the cluster can bear.
 
 pub mod annotation;
 pub mod api;
-pub mod backoff;
 pub mod board;
 pub mod course;
 pub mod events;
@@ -32,6 +31,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use writer::Writer;
+
+/// The first wait after a write that failed; it doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// Where pods' tasks say how pods stand. Cloning shares it.
 #[derive(Clone, Default)]
@@ -88,6 +90,14 @@ impl Sink {
         if desk.board().shown(&pod.uid, pod.pod_ref(), Has::of(&pod.annotations), Instant::now()) {
             desk.wake.notify_one();
         }
+    }
+
+    /// The watch shows a pod's object no longer: there is nothing to write to until it does again.
+    pub fn gone(&self, uid: &PodUid) {
+        let Some(desk) = &self.0 else { return };
+        desk.board().gone(uid);
+        // Whoever waits for its peers to be told waits for nothing.
+        desk.ended.send_replace(());
     }
 
     /// Something is to be said on a pod that is not about the pod itself.

@@ -1,6 +1,7 @@
 //! What an API server's answer to a write means for what is done next.
 
 use kube::core::Status;
+use serde::Deserialize;
 use std::time::Duration;
 
 /// What became of a write.
@@ -35,7 +36,9 @@ pub fn of(code: u16, retry_after: Option<&str>, body: &[u8]) -> Outcome {
     };
     match code {
         200..=299 => Outcome::Done,
-        404 | 410 => Outcome::Gone,
+        404 | 410 if is_a_status(body) => Outcome::Gone,
+        // A load balancer's, say, with no API server behind it: it knows nothing of pods.
+        404 | 410 => Outcome::Failed(message()),
         // A patch with another uid than the object's: 422, since a uid is immutable. 409 when a deletion or a server's own
         // precondition comes first.
         409 if ["UID in precondition", "uid mismatch"].iter().any(|words| message().contains(words)) => {
@@ -94,6 +97,15 @@ impl Outcome {
     }
 }
 
+/// Whether an API server wrote this.
+fn is_a_status(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        kind: String,
+    }
+    serde_json::from_slice(body).is_ok_and(|Kind { kind }| kind == "Status")
+}
+
 /// The start of a body that is no `Status`: a proxy's page, say.
 fn first_line(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
@@ -117,10 +129,16 @@ mod tests {
             r#"{"causes":[{"reason":"FieldValueInvalid","message":"immutable","field":"metadata.uid"}]}"#;
         let policy = r#"{"causes":[{"reason":"Invalid","message":"not your node"}]}"#;
         let precondition = "Operation cannot be fulfilled: Precondition failed: UID in precondition: a, UID in object meta: b";
-        let table: [(u16, Vec<u8>, Outcome); 13] = [
+        let table: [(u16, Vec<u8>, Outcome); 15] = [
             (200, b"{}".to_vec(), Outcome::Done),
             (201, Vec::new(), Outcome::Done),
             (404, status(404, "pods x not found", "{}"), Outcome::Gone),
+            (
+                404,
+                b"default backend - 404".to_vec(),
+                Outcome::Failed("HTTP 404: default backend - 404".into()),
+            ),
+            (404, b"{}".to_vec(), Outcome::Failed("HTTP 404: {}".into())),
             (409, status(409, precondition, "{}"), Outcome::Gone),
             (409, status(409, "uid mismatch: no existing object was found", "{}"), Outcome::Gone),
             (409, status(409, "try again", "{}"), Outcome::Conflict("try again".into())),

@@ -1,11 +1,12 @@
 //! The one task that writes Events, on the pod that they are about.
 
+use super::FIRST_WAIT;
 use super::api::{Api, WRITER, is_the_objects};
-use super::backoff::Backoff;
 use super::board::Remark;
 use super::course::Said;
 use super::events::{Correlator, Posting};
 use super::outcome::Outcome;
+use crate::backoff::Backoff;
 use crate::metrics::Metrics;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -67,7 +68,7 @@ impl Recorder {
     async fn record(&mut self, happening: &Happening) -> &'static str {
         let Remark { uid, said: (occasion, _), .. } = &happening.remark;
         let mut posting = self.correlator.take(uid, *occasion, happening.at);
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(FIRST_WAIT);
         loop {
             let outcome = match &posting {
                 Posting::Withheld => return "withheld",
@@ -91,14 +92,11 @@ impl Recorder {
                 self.tell(happening, &outcome);
                 return outcome.label();
             }
-            let now = Instant::now();
-            backoff.failed(LONGEST, now);
-            if let Outcome::Throttled(Some(wait)) = outcome {
-                backoff.wait(wait, now);
-            }
-            if let Some(until) = backoff.until(now) {
-                tokio::time::sleep_until(until).await;
-            }
+            let asked = match outcome {
+                Outcome::Throttled(asked) => asked,
+                _ => None,
+            };
+            tokio::time::sleep(backoff.failed(LONGEST, asked, Instant::now())).await;
         }
     }
 

@@ -120,8 +120,9 @@ async fn what_cannot_be_known_means_stay() {
     }
     agent.api.script(SET, Scripted::Status(500, "InternalError"));
     agent.api.script(SET, Scripted::Body("<html>".to_owned()));
-    assert_eq!(agent.ends().await.wanted, Wanted::Stay, "asked until there is an answer");
-    assert_eq!(agent.api.count(SET), 6);
+    agent.api.script(SET, Scripted::Proxied(404));
+    assert_eq!(agent.ends().await.wanted, Wanted::Stay, "asked until there is an answer of the API server's");
+    assert_eq!(agent.api.count(SET), 7);
     for _ in 0..20 {
         agent.api.script(SET, Scripted::Hang);
     }

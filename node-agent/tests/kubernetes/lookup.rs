@@ -47,6 +47,7 @@ async fn what_is_no_answer_leaves_the_pod_unknown() {
         (Scripted::Status(429, "TooManyRequests"), "429"),
         (Scripted::Body("<html>".to_owned()), "cannot be used"),
         (Scripted::Body("{\"metadata\":{}}".to_owned()), "another node"),
+        (Scripted::Proxied(404), "HTTP 404 without a Status"),
         (Scripted::Hang, "did not answer"),
     ] {
         api.script("GET pod", scripted);

@@ -7,6 +7,7 @@ mod fake;
 mod fixture;
 mod installation;
 mod lookup;
+mod relist;
 #[allow(dead_code, reason = "the tests of adoption use the rest")]
 #[path = "../kernel/adopt/runtime.rs"]
 mod runtime;

@@ -35,6 +35,7 @@ pub struct Boxed {
 pub struct Ztunnel {
     told: Arc<Mutex<Vec<String>>>,
     pub refuse: Arc<AtomicBool>,
+    holds: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
@@ -120,10 +121,12 @@ impl Boxed {
         socket.send(&[0x08, 0x01]).await.unwrap();
         let (told, refuse) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (notes, refusing) = (Arc::clone(&told), Arc::clone(&refuse));
+        let (holds, mut held) = watch::channel(false);
         let task = tokio::spawn(async move {
             let mut buf = [0; 1024];
             while let Ok(len @ 1..) = socket.recv(&mut buf).await.map(|info| info.bytes_read()) {
                 notes.lock().unwrap().push(what(&buf[..len]));
+                let _ = held.wait_for(|held| !held).await;
                 let nack = b"\x0a\x03\x0a\x01n".as_slice();
                 let answer = if refusing.load(Ordering::SeqCst) { nack } else { b"\x0a\x00" };
                 if socket.send(answer).await.is_err() {
@@ -131,7 +134,7 @@ impl Boxed {
                 }
             }
         });
-        let ztunnel = Ztunnel { told, refuse, task };
+        let ztunnel = Ztunnel { told, refuse, holds, task };
         eventually("ztunnel has its snapshot", || ztunnel.told().contains(&"snapshot".to_owned())).await;
         ztunnel
     }
@@ -202,6 +205,11 @@ impl Boxed {
 impl Ztunnel {
     pub fn told(&self) -> Vec<String> {
         self.told.lock().unwrap().clone()
+    }
+
+    /// Whether it keeps its answers to itself.
+    pub fn hold_answers(&self, holds: bool) {
+        self.holds.send_replace(holds);
     }
 }
 

@@ -123,8 +123,12 @@ impl Api {
         let (code, retry_after) = (answer.status().as_u16(), retry_after(answer.headers()));
         let body = timeout(ANSWER_WITHIN, collect(answer.into_body(), MAX_REFUSAL)).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();
-        let message = serde_json::from_slice::<Status>(&body).unwrap_or_default().message;
-        Err(Failure::Status { code, message: shortened(&message), retry_after })
+        let status = serde_json::from_slice::<Status>(&body).unwrap_or_default();
+        if matches!(code, 404 | 410) && !status.is_one() {
+            // A load balancer's, say, with no API server behind it: nothing is gone by its word.
+            return Err(Failure::Garbage(format!("HTTP {code} without a Status")));
+        }
+        Err(Failure::Status { code, message: shortened(&status.message), retry_after })
     }
 }
 

@@ -2,21 +2,26 @@
 //!
 //! A streaming list comes first: a watch that begins with everything that is there. Where the server refuses it, or takes
 //! no notice of the request for one, a list and a watch from its version do. A version that the server no longer has
-//! leads to a new list. What is known stays in force until a whole list has said otherwise, and of a list only the
-//! differences are passed on.
+//! leads to a new list; one that it has never had is a failure. What is known stays in force until a whole list has said
+//! otherwise, and of a list only the differences are passed on.
 
-use super::api::{Api, Failure, Status, Target};
-use super::backoff::{Backoff, spread};
+mod end;
+
+use super::api::{Api, Failure, Target};
 use super::known::{Change, Known};
 use super::lines::{Line, Lines};
-use super::message::{Bookmark, Frame, Page};
+use super::message::{BookmarkMetadata, Frame, Page};
 use super::report::Reporter;
 use super::resource::{Named, Resource};
+use crate::backoff::{Backoff, spread};
 use crate::source::Event;
+use end::{End, ended_by};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+/// The waits after a failure: the first, which doubles, and the longest.
+const AGAIN: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
 /// How long a list may take, however large.
 const LIST_WITHIN: Duration = Duration::from_secs(60);
 /// How many objects a page of a list has.
@@ -31,8 +36,6 @@ const LIST_SILENCE: Duration = Duration::from_secs(10);
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 /// A watch that the server ends sooner than this has failed.
 const TOO_SHORT: Duration = Duration::from_secs(1);
-/// On the bookmark that ends a streaming list's first part.
-const ANNOTATION_LISTED: &str = "k8s.io/initial-events-end";
 
 /// One resource, followed.
 pub(super) struct Follower<R: Resource> {
@@ -47,32 +50,8 @@ pub(super) struct Follower<R: Resource> {
     listed: bool,
     /// Whether the server has streaming lists, as far as is known.
     streaming: bool,
-}
-
-/// How one request ended.
-enum End {
-    /// As it should: a list is complete, or the server has ended a watch in time.
-    Well,
-    /// The server has no streaming lists.
-    NotStreaming(String),
-    /// The version is too old.
-    Expired,
-    /// It failed. `relist` when it cannot be known what was missed.
-    Failed { why: Failure, relist: bool },
-    /// Nobody listens to events any more.
-    Unheard,
-}
-
-impl From<Failure> for End {
-    fn from(why: Failure) -> Self {
-        if why.is_expired() { Self::Expired } else { Self::Failed { why, relist: false } }
-    }
-}
-
-impl From<mpsc::error::SendError<Event>> for End {
-    fn from(_: mpsc::error::SendError<Event>) -> Self {
-        Self::Unheard
-    }
+    /// How many versions in a row the server no longer had, with no watch between them that worked.
+    expired: u32,
 }
 
 impl<R: Resource> Follower<R> {
@@ -86,6 +65,7 @@ impl<R: Resource> Follower<R> {
             version: None,
             listed: false,
             streaming: true,
+            expired: 0,
         }
     }
 
@@ -99,7 +79,8 @@ impl<R: Resource> Follower<R> {
     }
 
     async fn follow(&mut self) {
-        let mut backoff = Backoff::new();
+        let [shortest, longest] = AGAIN;
+        let mut backoff = Backoff::new(shortest);
         loop {
             let began = Instant::now();
             let plain_list = self.version.is_none() && !self.streaming;
@@ -107,31 +88,27 @@ impl<R: Resource> Follower<R> {
             let wait = match end {
                 End::Unheard => return,
                 End::Well if plain_list || began.elapsed() >= TOO_SHORT => None,
-                End::Well => Some(backoff.after_failure(Instant::now(), None)),
+                End::Well => Some(backoff.failed(longest, None, Instant::now())),
                 End::NotStreaming(why) => {
-                    tracing::info!(
-                        what = R::WHAT,
-                        why,
-                        "the API server has no streaming lists: they are listed"
-                    );
+                    tracing::info!(what = R::WHAT, why, "a streaming list is not to be had: they are listed");
                     self.streaming = false;
                     None
                 }
-                End::Expired => {
-                    tracing::info!(
-                        what = R::WHAT,
-                        version = self.version,
-                        "this version is gone: they are listed anew"
-                    );
-                    self.version = None;
-                    Some(backoff.after_failure(Instant::now(), None))
+                End::Expired(why) => {
+                    let version = self.version.take();
+                    tracing::info!(what = R::WHAT, version, "this version is gone: they are listed anew");
+                    self.expired += 1;
+                    if self.expired > 1 {
+                        self.report.failed(&why, self.listed);
+                    }
+                    Some(backoff.failed(longest, why.retry_after(), Instant::now()))
                 }
                 End::Failed { why, relist } => {
                     if relist {
                         self.version = None;
                     }
                     self.report.failed(&why, self.listed);
-                    Some(backoff.after_failure(Instant::now(), why.retry_after()))
+                    Some(backoff.failed(longest, why.retry_after(), Instant::now()))
                 }
             };
             if let Some(wait) = wait {
@@ -154,9 +131,9 @@ impl<R: Resource> Follower<R> {
                 Ok(text) => text,
                 Err(why) => return why.into(),
             };
-            let Page { metadata, items } = match serde_json::from_slice(&text) {
+            let Page { metadata, items } = match Page::read(&text) {
                 Ok(page) => page,
-                Err(error) => return Failure::garbage(&error, &text).into(),
+                Err(why) => return why.into(),
             };
             for item in items {
                 if let Err(end) = self.there(item.get().as_bytes()).await {
@@ -188,7 +165,8 @@ impl<R: Resource> Follower<R> {
             }
         }
         let until = Instant::now() + lasts + GRACE;
-        let mut good = listing;
+        // Of a server that no longer has the version it has just given, a list alone proves nothing.
+        let mut good = listing && self.expired == 0;
         loop {
             let patience = if good { until.saturating_duration_since(Instant::now()) } else { GOOD_AFTER };
             match timeout(patience, lines.next()).await {
@@ -196,9 +174,8 @@ impl<R: Resource> Follower<R> {
                     if let Err(end) = self.take(line).await {
                         return end;
                     }
-                    if !good {
-                        good = true;
-                        self.report.works();
+                    if !std::mem::replace(&mut good, true) {
+                        self.works();
                     }
                 }
                 Ok(Ok(None)) => return End::Well,
@@ -206,10 +183,16 @@ impl<R: Resource> Follower<R> {
                 Err(_) if good => return Failure::Late(lasts + GRACE).into(),
                 Err(_) => {
                     good = true;
-                    self.report.works();
+                    self.works();
                 }
             }
         }
+    }
+
+    /// A watch has shown that it works.
+    fn works(&mut self) {
+        self.expired = 0;
+        self.report.works();
     }
 
     fn watch_target(&self, lasts: Duration) -> Target {
@@ -243,13 +226,16 @@ impl<R: Resource> Follower<R> {
     async fn take(&mut self, line: Line) -> Result<bool, End> {
         let text = match line {
             Line::Text(text) => text,
+            // What it is about cannot be known, nor whether that is gone. A list takes longer objects.
+            Line::TooLong if self.version.is_none() => {
+                return Err(End::NotStreaming("an object is too long for a line".to_owned()));
+            }
             Line::TooLong => {
-                tracing::warn!(what = R::WHAT, "a change was too long to be read, and is left out");
-                return Ok(false);
+                let why = Failure::Garbage("a change is too long to be read".to_owned());
+                return Err(End::Failed { why, relist: true });
             }
         };
-        let Frame { kind, object } =
-            serde_json::from_slice(&text).map_err(|error| Failure::garbage(&error, &text))?;
+        let Frame { kind, object } = Frame::read(&text)?;
         let json = object.get().as_bytes();
         match kind.as_str() {
             "ADDED" | "MODIFIED" => {
@@ -281,9 +267,8 @@ impl<R: Resource> Follower<R> {
     }
 
     async fn bookmark(&mut self, json: &[u8]) -> Result<bool, End> {
-        let Bookmark { metadata } =
-            serde_json::from_slice(json).map_err(|error| Failure::garbage(&error, json))?;
-        let ends_list = metadata.annotations.get(ANNOTATION_LISTED).is_some_and(|value| value == "true");
+        let metadata = BookmarkMetadata::read(json)?;
+        let ends_list = metadata.ends_list();
         match (&self.version, ends_list) {
             (None, true) => self.is_listed(metadata.resource_version).await?,
             (None, false) => return Err(End::NotStreaming("a watch began without the list".to_owned())),
@@ -308,7 +293,9 @@ impl<R: Resource> Follower<R> {
             "listed"
         );
         self.version = Some(version);
-        self.report.works();
+        if self.expired <= 1 {
+            self.report.works();
+        }
         if !std::mem::replace(&mut self.listed, true) && self.report.first_list_is_complete() {
             self.events.send(Event::Synced).await?;
         }
@@ -347,16 +334,5 @@ impl<R: Resource> Follower<R> {
         if self.known.unfit(key, why) {
             self.report.unfit(key, why);
         }
-    }
-}
-
-/// What a watch that ends in an error says. Unless the version is too old, nobody knows what was missed.
-fn ended_by(json: &[u8]) -> End {
-    match serde_json::from_slice::<Status>(json) {
-        Ok(status) if status.is_one() => match status.into_failure() {
-            why if why.is_expired() => End::Expired,
-            why => End::Failed { why, relist: true },
-        },
-        _ => End::Failed { why: Failure::Garbage("an error without a status".to_owned()), relist: true },
     }
 }

@@ -4,7 +4,6 @@
 //! bytes a pod, a hundred a namespace.
 
 pub(crate) mod api;
-pub(crate) mod backoff;
 mod client;
 mod follow;
 mod known;

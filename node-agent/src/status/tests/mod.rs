@@ -236,10 +236,34 @@ async fn a_server_that_has_too_much_to_do_is_left_alone_for_as_long_as_it_says()
 }
 
 #[tokio::test(start_paused = true)]
+async fn nobody_silences_the_agent_for_long_by_what_they_say() {
+    for mood in [Mood::Says(429, Some(u64::MAX), "maintenance"), Mood::Says(429, Some(86_400), "tomorrow")] {
+        let t = told();
+        t.server.once(mood.clone());
+        t.pod(1, None);
+        t.is(1, State::Enabled);
+        pass(200.0).await;
+        assert_eq!(t.server.annotation(&name(1)).as_deref(), ENABLED, "{mood:?}");
+        t.is(1, State::Draining);
+        pass(1.0).await;
+        t.server.once(mood.clone());
+        t.is(1, State::Outside);
+        pass(200.0).await;
+        let released = t.server.events().into_iter().filter(|(reason, ..)| reason == "Released");
+        assert_eq!(released.count(), 1, "{mood:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn errors_are_tried_again() {
-    for mood in
-        [Mood::Says(500, None, "etcd"), Mood::Says(409, None, "changed"), Mood::Silent, Mood::Forgetful]
-    {
+    for mood in [
+        Mood::Says(500, None, "etcd"),
+        Mood::Says(409, None, "changed"),
+        Mood::Proxied(404),
+        Mood::Proxied(410),
+        Mood::Silent,
+        Mood::Forgetful,
+    ] {
         let t = told();
         t.server.once(mood.clone());
         t.pod(1, None);
@@ -341,3 +365,4 @@ async fn where_nobody_is_told_nothing_waits() {
 }
 
 mod events;
+mod gone;

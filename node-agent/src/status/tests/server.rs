@@ -48,6 +48,8 @@ pub struct Asked {
 pub enum Mood {
     /// With this status, `Retry-After`, and message.
     Says(u16, Option<u64>, &'static str),
+    /// What is in front of it answers with this status, and knows nothing of its objects.
+    Proxied(u16),
     /// Not at all.
     Away,
     /// Never.
@@ -159,6 +161,7 @@ impl Server {
             Some(Mood::Away) => Err("connection refused".into()),
             Some(Mood::Silent) => std::future::pending::<Result<_, Infallible>>().await.map_err(Into::into),
             Some(Mood::Says(code, wait, message)) => Ok(status(code, wait, message)),
+            Some(Mood::Proxied(code)) => Ok(answer(code, &json!("default backend"))),
             Some(Mood::Forgetful) => {
                 self.lock().act(&asked);
                 Err("connection reset".into())

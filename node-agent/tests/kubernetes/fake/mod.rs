@@ -49,6 +49,8 @@ pub enum Streaming {
 pub enum Scripted {
     /// A `Status` with this code and reason.
     Status(u16, &'static str),
+    /// This code from what is in front of the API server, which is none.
+    Proxied(u16),
     /// 200 with this body, which then ends.
     Body(String),
     /// No answer at all.

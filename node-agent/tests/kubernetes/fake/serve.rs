@@ -52,6 +52,9 @@ pub async fn answer(request: Request<Incoming>, shared: Arc<Shared>) -> Answer {
     };
     match scripted {
         Some(Scripted::Status(code, reason)) => return status(code, reason, "scripted"),
+        Some(Scripted::Proxied(code)) => {
+            return Ok(Response::builder().status(code).body(whole("default backend".to_owned())).unwrap());
+        }
         Some(Scripted::Body(body)) => return ok(body),
         Some(Scripted::Hang) => std::future::pending().await,
         None => {}
