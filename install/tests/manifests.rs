@@ -156,6 +156,29 @@ fn the_agent_may_ask_for_this_and_nothing_else() {
 }
 
 #[test]
+fn operators_are_told_of_every_right() {
+    let docs = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/install.md")).unwrap();
+    let table = docs.split_once("What it may ask of the API server is all here:").unwrap().1.trim_start();
+    let rows =
+        table.lines().take_while(|line| line.starts_with('|')).map(|row| row.split('|').nth(1).unwrap());
+    // What the chart adds with a value of its own is not in the manifests.
+    let told = rows.filter(|rule| rule.contains('`') && !rule.contains("only where")).map(|rule| {
+        let (resource, verbs) = rule.trim().strip_prefix('`').unwrap().split_once("`: ").unwrap();
+        let verbs = verbs.split(", ").take_while(|verb| !verb.contains(' '));
+        (resource.to_owned(), verbs.map(str::to_owned).collect::<BTreeSet<_>>())
+    });
+    let given = documents("manifests")
+        .into_iter()
+        .filter(|object| ["ClusterRole", "Role"].iter().any(|kind| object["kind"] == *kind));
+    let rules = given.flat_map(|role| role["rules"].as_array().unwrap().clone());
+    let given = rules.flat_map(|rule| {
+        let verbs = strings(&rule["verbs"]);
+        strings(&rule["resources"]).into_iter().map(move |resource| (resource, verbs.clone()))
+    });
+    assert_eq!(told.collect::<BTreeMap<_, _>>(), given.collect());
+}
+
+#[test]
 fn the_containers_run_with_these_privileges_and_no_others() {
     for dir in BOTH {
         let pod = pod(dir);

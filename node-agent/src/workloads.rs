@@ -137,7 +137,7 @@ impl Registry {
         for other in pods.values().filter(|other| other.uid != *uid) {
             let is_new = |ip: &IpAddr| new.contains(&ip.to_canonical());
             if other.claims().iter().any(is_new) || other.showing().status.ips.iter().any(is_new) {
-                let _ = other.mailbox.send(Message::Doubt);
+                other.mailbox.post(Message::Doubt);
             }
         }
     }

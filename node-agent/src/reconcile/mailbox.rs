@@ -1,7 +1,7 @@
 //! A pod's mailbox: messages in their order, and no more of them than there is to know.
 //!
 //! Whoever may change a pod or a namespace can do so faster than the pod's task follows. Of what the source shows only
-//! the newest counts, and one look, or one settling, is enough for whatever changed before it: such a message takes the
+//! the newest counts, and one look, doubt or settling is enough for whatever changed before it: such a message takes the
 //! place of the one that still waits. Facts do not overtake an ADD or a DEL: each is judged by what was known when it
 //! came.
 
@@ -99,8 +99,9 @@ impl Waiting {
                 }
                 None => Some(Message::Facts(newer)),
             },
-            Message::Look => {
-                (!self.messages.iter().any(|m| matches!(m, Message::Look))).then_some(Message::Look)
+            once @ (Message::Look | Message::Doubt) => {
+                let is_same = |m: &Message| std::mem::discriminant(m) == std::mem::discriminant(&once);
+                (!self.messages.iter().any(is_same)).then_some(once)
             }
             Message::Resettle(more) => match self.resettling() {
                 Some(waiters) => {

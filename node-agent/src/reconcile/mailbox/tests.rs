@@ -38,6 +38,7 @@ fn named(message: &Message) -> String {
         Message::Del { .. } => "DEL".into(),
         Message::Resettle(waiters) => format!("settle, and tell {}", waiters.len()),
         Message::Look => "look".into(),
+        Message::Doubt => "doubt".into(),
         Message::Synced => "synced".into(),
         _ => "another".into(),
     }
@@ -55,8 +56,9 @@ fn of_a_flood_only_the_newest_waits() {
         mailbox.post(facts(&format!("m{round}")));
         mailbox.post(Message::Resettle(Vec::new()));
         mailbox.post(Message::Look);
+        mailbox.post(Message::Doubt);
     }
-    assert_eq!(waiting(&mailbox), ["synced", "m1999", "settle, and tell 0", "look"]);
+    assert_eq!(waiting(&mailbox), ["synced", "m1999", "settle, and tell 0", "look", "doubt"]);
     mailbox.post(Message::Facts(None));
     assert_eq!(waiting(&mailbox)[1], "gone");
 }
