@@ -70,7 +70,10 @@ fn note(ended: &watch::Sender<Option<String>>, why: &str) {
 }
 
 fn describe(panic: &PanicHookInfo<'_>) -> String {
-    let what = panic.payload_as_str().unwrap_or("no message");
+    let said = panic.payload();
+    let what =
+        said.downcast_ref::<&str>().copied().or_else(|| said.downcast_ref::<String>().map(String::as_str));
+    let what = what.unwrap_or("no message");
     match panic.location() {
         Some(place) => format!("a part has panicked at {place}: {what}"),
         None => format!("a part has panicked: {what}"),
