@@ -77,7 +77,7 @@ fn defaults_are_what_the_reference_says() {
         existing_connections: ExistingConnections::Keep,
         drain_timeout: Duration::from_secs(3600),
         hold_timeout: Some(Duration::from_secs(30)),
-        add_timeout: Duration::from_secs(8),
+        add_timeout: Duration::from_secs(25),
         host_proc: PathBuf::from("/proc"),
         cri_sockets: USUAL_SOCKETS.map(PathBuf::from).to_vec(),
         netns_dirs: ["/run/netns", "/var/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec(),
