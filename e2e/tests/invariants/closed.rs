@@ -99,10 +99,12 @@ pub fn unknown_membership(outer: &Outer, backend: &str) -> Result<()> {
     // A namespace that nobody ever spoke of holds no pod of the mesh as far as anybody knows.
     let nobodys = scene.node().start_pod(&PodSpec::new("nobodys", "n"))?;
     scene.agent().start()?;
-    // ztunnel has backed off meanwhile, for up to 15 s (its own delays), which is more than this lab's limit; the
-    // runtime tries again.
-    let a =
-        eventually("the pod to start with the agent back", Duration::from_secs(60), || scene.start_pod("a"))?;
+    // ztunnel has backed off meanwhile, for up to 15 s (its own delays), which is more than this lab's limit.
+    eventually("ztunnel to be back", Duration::from_secs(30), || {
+        ensure!(scene.agents[0].status()?.ztunnels.iter().any(|ztunnel| ztunnel.ready), "none is ready");
+        Ok(())
+    })?;
+    let a = scene.start_pod("a").context("with the agent back")?;
     for pod in [&a, &c] {
         scene.stop_pod(pod)?;
     }

@@ -3,9 +3,9 @@
 use anyhow::{Result, ensure};
 
 /// How many sandboxes failed though nothing was wrong with Sluice: the plugin that makes the interface, which runs before
-/// ours, gave up waiting for IPv6's duplicate address detection. The kernel has one thread for that on the whole machine,
-/// and the plugins wait 5 s. Without any of Sluice on the nodes it is up to 12 of 100 pods that start at once on two
-/// processors (docs/testing.md).
+/// ours, gave up waiting for IPv6's duplicate address detection. Its work in the kernel takes the RTNL lock
+/// (addrconf_dad_work), which a burst holds all the time, and the plugins wait 5 s. With nothing of Sluice on the nodes it
+/// was up to 12 of 100 pods that started at once on two processors (docs/testing.md).
 ///
 /// # Errors
 /// When one failed for another reason; with the first such reason.
