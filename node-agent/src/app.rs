@@ -124,7 +124,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         namespaces: Namespaces::default(),
         lookup: source.lookup,
-        succession: Succession::new(predecessor_now),
+        succession: Arc::new(Succession::new(predecessor_now)),
     });
     let health = Health::new(metrics.clone());
     let (installation, standing) = Installation::start(Parts {

@@ -110,7 +110,7 @@ pub struct Context {
     /// What the source shows of namespaces.
     pub namespaces: Namespaces,
     /// How it stands with the istio-cni that was here before.
-    pub succession: Succession,
+    pub succession: Arc<Succession>,
     /// Where a pod can be asked for that the source has not shown yet.
     pub lookup: Lookup,
 }

@@ -47,6 +47,16 @@ struct State {
     left: BTreeSet<String>,
 }
 
+/// What became of istio-cni's rules and sets on the host.
+pub(super) enum OnHost {
+    /// There are none.
+    Nothing,
+    /// They are there, and somebody counts on them.
+    Needed,
+    /// They are taken away; which.
+    Taken(String),
+}
+
 impl Succession {
     /// Goes by what the lookout sees.
     #[must_use]
@@ -150,25 +160,25 @@ impl Succession {
         let mut predecessor = cx.succession.predecessor.clone();
         loop {
             predecessor.mark_unchanged();
-            let this = &cx.succession;
-            let free = *this.predecessor.borrow() == Predecessor::Gone && this.lock().waiting.is_empty();
-            if free {
-                match cx.kernel.run(take_from_host).await {
+            let this = Arc::clone(&cx.succession);
+            if this.frees_host() {
+                match cx.kernel.run(move |kernel| this.take_from_host(kernel)).await {
                     // Until it has come again, and gone.
-                    Ok(None) => {
+                    Ok(OnHost::Nothing) => {
                         if predecessor.changed().await.is_err() {
                             return;
                         }
                     }
-                    Ok(Some(found)) => {
+                    Ok(OnHost::Needed) => {}
+                    Ok(OnHost::Taken(found)) => {
                         tracing::info!(found, "istio-cni's rules on the host are taken away");
-                        let mut state = this.lock();
+                        let mut state = cx.succession.lock();
                         state.met = true;
                         state.host = format!("taken away on the host: {found}");
                     }
                     Err(error) => {
                         let said = format!("its rules on the host cannot be taken away: {error}");
-                        let mut state = this.lock();
+                        let mut state = cx.succession.lock();
                         if state.host != said {
                             tracing::warn!(said);
                             state.host = said;
@@ -179,16 +189,25 @@ impl Succession {
             tokio::time::sleep(LOOK).await;
         }
     }
-}
 
-/// `None` when nothing of istio-cni's is on the host.
-fn take_from_host(kernel: &dyn Kernel) -> Result<Option<String>, KernelError> {
-    let remains = recognise(&kernel.istio_on_host()?, Place::Host);
-    if remains.is_empty() {
-        return Ok(None);
+    /// Whether nobody counts on istio-cni's rules on the host any more.
+    fn frees_host(&self) -> bool {
+        *self.predecessor.borrow() == Predecessor::Gone && self.lock().waiting.is_empty()
     }
-    kernel.run_host(&lower(Backend::Nftables, Step::Dismantle(&remains)))?;
-    Ok(Some(remains.to_string()))
+
+    /// Takes what is listed, unless somebody has come to count on it meanwhile: a list takes its time, and istio-cni
+    /// may be installed again in it.
+    pub(super) fn take_from_host(&self, kernel: &dyn Kernel) -> Result<OnHost, KernelError> {
+        let remains = recognise(&kernel.istio_on_host()?, Place::Host);
+        if remains.is_empty() {
+            return Ok(OnHost::Nothing);
+        }
+        if !self.frees_host() {
+            return Ok(OnHost::Needed);
+        }
+        kernel.run_host(&lower(Backend::Nftables, Step::Dismantle(&remains)))?;
+        Ok(OnHost::Taken(remains.to_string()))
+    }
 }
 
 impl PodTask {

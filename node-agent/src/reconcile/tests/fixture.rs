@@ -57,11 +57,26 @@ pub async fn start_with(
     status: Sink,
     lookup: Lookup,
 ) -> Boxed {
+    start_all(dir, kernel, status, lookup, Predecessor::Gone).await
+}
+
+/// On a node where istio-cni is, or was: what it has programmed there is in `kernel` before anything looks.
+pub async fn start_after(predecessor: Predecessor, kernel: RecordingKernel) -> Boxed {
+    start_all(tempfile::tempdir().unwrap(), kernel, Sink::nowhere(), Lookup::Nothing, predecessor).await
+}
+
+async fn start_all(
+    dir: tempfile::TempDir,
+    kernel: RecordingKernel,
+    status: Sink,
+    lookup: Lookup,
+    predecessor: Predecessor,
+) -> Boxed {
     let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
     let registry = Arc::new(Registry::default());
     let journal = Journal::open(&dir.path().join("run")).unwrap();
     journal.complete().unwrap();
-    let (predecessor, predecessor_now) = watch::channel(Predecessor::Gone);
+    let (predecessor, predecessor_now) = watch::channel(predecessor);
     let metrics = Metrics::new();
     let trust = Arc::new(Trust::anybody(journal.clone(), "a test".into()));
     let (recalled, when_recalled) = watch::channel(false);
@@ -106,7 +121,7 @@ pub async fn start_with(
         metrics,
         namespaces: Namespaces::default(),
         lookup,
-        succession: Succession::new(predecessor_now),
+        succession: Arc::new(Succession::new(predecessor_now)),
     });
     tokio::spawn(Succession::announce(Arc::clone(&cx)));
     tokio::spawn(Succession::clear_host(Arc::clone(&cx), when_all_recalled));

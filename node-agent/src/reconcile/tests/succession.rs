@@ -1,9 +1,10 @@
 //! Pods and a host that istio-cni has programmed, against a recording kernel.
 
-use super::fixture::{Boxed, eventually, planned, start};
+use super::fixture::{Boxed, eventually, planned, start, start_after};
 use super::*;
 use crate::kernel::fake::Place;
 use crate::predecessor::Predecessor;
+use crate::reconcile::succession::OnHost;
 use sluice_shared::ids::Family;
 use sluice_shared::istio::{Chain, Does, Listing, Place as Whose, Rule, RuleId, Table, recognise};
 use sluice_shared::lower::{Step, lower};
@@ -30,6 +31,13 @@ fn host_listing() -> Listing {
     Listing { ipsets: BTreeSet::from(["istio-inpod-probes-v4".to_owned()]), ..Listing::default() }
 }
 
+/// On a node where istio-cni runs, and has its set on the host.
+async fn beside_istio_cni() -> Boxed {
+    let kernel = RecordingKernel::default();
+    kernel.set_istio(Place::Host, host_listing());
+    start_after(Predecessor::Lives, kernel).await
+}
+
 fn take_over() -> Vec<KernelOp> {
     let plan = planned(Stage::Redirect(Older::None));
     let remains = recognise(&listing(), Whose::Pod);
@@ -45,9 +53,7 @@ impl Boxed {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_is_left_to_a_living_istio_cni_and_taken_over_when_it_is_gone() {
-    let agent = start().await;
-    agent.predecessor.send_replace(Predecessor::Lives);
-    agent.kernel.set_istio(Place::Host, host_listing());
+    let agent = beside_istio_cni().await;
     let _ztunnel = agent.ztunnel().await;
     let id = agent.running_pod("u1").await;
     agent.kernel.set_istio(Place::Pod(id), listing());
@@ -80,9 +86,7 @@ async fn a_pod_is_left_to_a_living_istio_cni_and_taken_over_when_it_is_gone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_host_waits_for_the_last_pod() {
-    let agent = start().await;
-    agent.predecessor.send_replace(Predecessor::Lives);
-    agent.kernel.set_istio(Place::Host, host_listing());
+    let agent = beside_istio_cni().await;
     let id = agent.running_pod("u1").await;
     agent.kernel.set_istio(Place::Pod(id), listing());
     agent.namespace("demo", Some("ambient")).await;
@@ -104,8 +108,7 @@ async fn the_host_waits_for_the_last_pod() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_pod_on_a_node_of_both_starts_when_istio_cni_has_captured_it() {
-    let agent = start().await;
-    agent.predecessor.send_replace(Predecessor::Lives);
+    let agent = start_after(Predecessor::Lives, RecordingKernel::default()).await;
     let _ztunnel = agent.ztunnel().await;
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
@@ -142,4 +145,19 @@ async fn what_an_agent_left_half_done_is_finished_by_the_next() {
     let finished =
         |ops: &Vec<KernelOp>| matches!(&ops[..], [KernelOp::LegacyWithout { table, .. }] if table == "nat");
     assert_eq!(agent.ran(id).iter().filter(|ops| finished(ops)).count(), 1, "{:?}", agent.ran(id));
+}
+
+/// The list of the host takes its time, and istio-cni may be installed again in it.
+#[test]
+fn the_host_is_left_to_an_istio_cni_that_came_back_while_it_was_listed() {
+    let kernel = RecordingKernel::default();
+    kernel.set_istio(Place::Host, host_listing());
+    let (predecessor, now) = watch::channel(Predecessor::Gone);
+    let succession = Succession::new(now);
+    predecessor.send_replace(Predecessor::Lives);
+    assert!(matches!(succession.take_from_host(&kernel), Ok(OnHost::Needed)));
+    assert!(kernel.log().is_empty());
+    predecessor.send_replace(Predecessor::Gone);
+    assert!(matches!(succession.take_from_host(&kernel), Ok(OnHost::Taken(_))));
+    assert!(matches!(succession.take_from_host(&kernel), Ok(OnHost::Nothing)));
 }
