@@ -55,6 +55,15 @@ impl Agent {
         taints.iter().map(|taint| taint["key"].as_str().unwrap().to_owned()).collect()
     }
 
+    async fn watches(&self) {
+        let asked = async {
+            while self.api.count(WATCH) == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(SOON, asked).await.expect("the node is not watched");
+    }
+
     async fn until(&self, taints: &[&str]) {
         let same = async {
             while self.taints() != taints {
@@ -90,7 +99,7 @@ async fn they_go_when_a_pod_that_starts_would_be_captured_and_others_stay() {
 async fn nothing_is_asked_until_something_changes() {
     let agent = Agent::on(&json!([taint("a")])).await;
     agent.serves(State::Chained);
-    tokio::time::sleep(SETTLED).await;
+    agent.watches().await;
     agent.api.apply(node("node1", &json!({"kubelet": "was here"}), &json!([taint("a")])));
     tokio::time::sleep(SETTLED).await;
     assert_eq!(agent.api.asked(), [WATCH]);
@@ -103,6 +112,7 @@ async fn nothing_is_asked_until_something_changes() {
 async fn one_that_comes_back_while_the_agent_does_not_serve_stays_until_it_does() {
     let agent = Agent::on(&json!([])).await;
     agent.serves(State::Chained);
+    agent.watches().await;
     tokio::time::sleep(SETTLED).await;
     agent.serves(State::Blocked);
     tokio::time::sleep(SETTLED).await;

@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-/// The time for an answer in these tests: long enough for a loaded machine to answer, short enough to wait for.
-pub const ANSWER: Duration = Duration::from_millis(700);
+/// The time for an answer where one is waited for in vain: long enough for a loaded machine to give the others.
+pub const ANSWER: Duration = Duration::from_secs(2);
 /// A deadline that no test reaches unless something hangs.
 pub const LONG: Duration = Duration::from_secs(20);
 
@@ -52,8 +52,14 @@ pub struct Node {
 pub struct Watched(PipeReader);
 
 impl Node {
+    /// One whose ztunnels may take as long as they like to answer.
     pub fn start() -> Self {
         Self::with(|_| {})
+    }
+
+    /// One that drops a ztunnel which does not answer within [`ANSWER`].
+    pub fn impatient() -> Self {
+        Self::with(|config| config.answer_timeout = ANSWER)
     }
 
     pub fn with(change: impl FnOnce(&mut Config)) -> Self {
@@ -61,7 +67,7 @@ impl Node {
         let path = dir.path().join("ztunnel.sock");
         let mut config = Config::new(&path);
         config.ztunnel_uid = nix::unistd::geteuid().as_raw();
-        config.answer_timeout = ANSWER;
+        config.answer_timeout = LONG;
         config.accept_interval = Duration::from_millis(1);
         change(&mut config);
         let (told, receiver) = mpsc::unbounded_channel();

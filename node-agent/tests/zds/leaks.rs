@@ -7,6 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// For an Add that nobody answers: until after the connection has been given up.
+const IN_VAIN: Duration = Duration::from_secs(1);
+
 #[test]
 fn no_descriptor_is_leaked() {
     let alone = ["--exact", "leaks::counted_alone", "--ignored", "--nocapture"];
@@ -20,7 +23,8 @@ fn no_descriptor_is_leaked() {
 async fn counted_alone() {
     let mut node = Node::with(|config| {
         config.accept_burst = 1000;
-        config.answer_timeout = Duration::from_millis(50);
+        // One waits for it in each round, and the others must have answered by then.
+        config.answer_timeout = Duration::from_millis(500);
     });
     round(&mut node).await;
     let before = settled(usize::MAX).await;
@@ -28,7 +32,7 @@ async fn counted_alone() {
         round(&mut node).await;
     }
     let after = settled(before).await;
-    assert_eq!(after, before);
+    assert!(after <= before, "{before} descriptors before, {after} after");
 }
 
 /// A connection that ends well, one that hangs with an Add, one that says rubbish, one that is refused.
@@ -49,8 +53,7 @@ async fn round(node: &mut Node) {
 
     let (mut hung, _) = node.ready_ztunnel().await;
     let handle = node.handle.clone();
-    let short = Duration::from_millis(100);
-    let add = tokio::spawn(async move { handle.add(pod("u3").0, Instant::now() + short).await });
+    let add = tokio::spawn(async move { handle.add(pod("u3").0, Instant::now() + IN_VAIN).await });
     hung.expect_add("u3").await;
     hung.expect_end().await;
     add.await.unwrap().unwrap_err();

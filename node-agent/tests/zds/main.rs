@@ -17,10 +17,11 @@ use ztunnel::{Request, Ztunnel, added};
 async fn a_snapshot_of_500_pods_takes_less_than_2_seconds() {
     let mut node = Node::start();
     let _watched: Vec<_> = (0..500).map(|n| node.want(&format!("u{n:03}"))).collect();
-    let begun = Instant::now();
+    let (begun, waited) = (Instant::now(), waited_for_a_processor());
     let mut ztunnel = Ztunnel::connect(&node.path).await;
     let requests = ztunnel.snapshot().await;
-    let took = begun.elapsed();
+    // Server and ztunnel are on this thread. What others on a loaded machine took of it is not its own slowness.
+    let took = begun.elapsed().saturating_sub(waited_for_a_processor() - waited);
     assert_eq!((requests.len(), ztunnel.up.len()), (501, 500));
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert_eq!(node.told().await, Told::Connected(1));
@@ -29,6 +30,12 @@ async fn a_snapshot_of_500_pods_takes_less_than_2_seconds() {
     }
     assert_eq!(node.told().await, Told::Ready(1));
     assert_eq!(node.handle.state(&uid("u499")).acked_by, [1]);
+}
+
+/// How long this thread has been ready to run and has not run, in all (`Documentation/scheduler/sched-stats.rst`).
+fn waited_for_a_processor() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split_whitespace().nth(1).unwrap().parse().unwrap())
 }
 
 #[tokio::test]

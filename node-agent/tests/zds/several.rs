@@ -101,7 +101,7 @@ async fn when_the_newest_dies_the_next_gets_what_it_lacks() {
 
 #[tokio::test]
 async fn a_ztunnel_that_hangs_delays_an_add_by_one_timeout_at_most() {
-    let mut node = Node::start();
+    let mut node = Node::impatient();
     let (mut old, first) = node.ready_ztunnel().await;
     let (mut hung, _) = node.ready_ztunnel().await;
     let begun = Instant::now();
@@ -123,7 +123,7 @@ async fn a_ztunnel_that_hangs_delays_an_add_by_one_timeout_at_most() {
 
 #[tokio::test]
 async fn a_ztunnel_that_hangs_in_its_snapshot_delays_no_add() {
-    let mut node = Node::with(|config| config.answer_timeout = LONG);
+    let mut node = Node::start();
     let _watched = node.want("u1");
     let (mut old, first) = node.ready_ztunnel().await;
     let mut hung = Ztunnel::connect(&node.path).await;
@@ -136,7 +136,7 @@ async fn a_ztunnel_that_hangs_in_its_snapshot_delays_no_add() {
 
 #[tokio::test]
 async fn a_del_ends_when_a_hung_ztunnel_is_dropped() {
-    let mut node = Node::start();
+    let mut node = Node::impatient();
     let (mut hung, _) = node.ready_ztunnel().await;
     let gone = node.handle.del(&uid("u1"));
     assert_eq!(hung.request().await, Some(Request::Del("u1".into())));
@@ -147,7 +147,7 @@ async fn a_del_ends_when_a_hung_ztunnel_is_dropped() {
 
 #[tokio::test]
 async fn if_no_ztunnel_answers_in_time_the_add_says_so() {
-    let mut node = Node::with(|config| config.answer_timeout = LONG);
+    let mut node = Node::start();
     let (mut hung, _) = node.ready_ztunnel().await;
     let add = node.add("u1", ANSWER);
     hung.expect_add("u1").await;

@@ -1,8 +1,7 @@
 //! ADDs that overtake the API server's watch.
 
 use super::super::*;
-use super::fixture::{Boxed, eventually, pod, start_with};
-use crate::kernel::fake::RecordingKernel;
+use super::fixture::{ADD_IN_VAIN, Boxed, Setup, eventually, pod, start_with};
 use crate::source::kubernetes::PodLookup;
 use http::{Request, Response};
 use kube::client::Body;
@@ -45,9 +44,11 @@ impl Api {
 
 /// An agent whose source shows the namespace `demo`, and has said so much.
 async fn agent(api: &Api, mode: Option<&str>) -> Boxed {
-    let agent =
-        start_with(tempfile::tempdir().unwrap(), RecordingKernel::default(), Sink::nowhere(), api.lookup())
-            .await;
+    agent_with(Setup { lookup: api.lookup(), ..Setup::default() }, mode).await
+}
+
+async fn agent_with(setup: Setup, mode: Option<&str>) -> Boxed {
+    let agent = start_with(setup).await;
     agent.namespace("demo", mode).await;
     agent.synced().await;
     eventually("it has been told", || *agent.cx.synced.borrow()).await;
@@ -137,6 +138,9 @@ async fn with_no_answer_it_is_judged_by_its_namespace_as_the_plugin_would() {
         "{reply:?}"
     );
     // One that never answers takes no longer than an ADD may.
+    let short = Setup { lookup: api.lookup(), add_timeout: ADD_IN_VAIN, ..Setup::default() };
+    let agent = agent_with(short, Some("ambient")).await;
+    agent.sandbox("u1");
     let reply = agent.add("u1", "u1").await;
     assert!(refusal(&reply).contains("did not answer"), "{reply:?}");
 }
@@ -160,7 +164,9 @@ async fn with_no_answer_it_starts_where_no_pod_of_the_mesh_has_been_and_is_adopt
 #[tokio::test(flavor = "multi_thread")]
 async fn a_namespace_that_has_not_been_shown_is_unknown_and_not_one_without_labels() {
     let api = Api::default();
-    let agent = agent(&api, None).await;
+    // Two wait in vain, and the one between them must be captured by then.
+    let add_timeout = Duration::from_secs(5);
+    let agent = agent_with(Setup { lookup: api.lookup(), add_timeout, ..Setup::default() }, None).await;
     let _ztunnel = agent.ztunnel().await;
     let of_new = |uid: &str| {
         let mut object = object(uid, &json!({}));

@@ -20,6 +20,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_seqpacket::UnixSeqpacket;
 
 pub const PORTS: [u16; 4] = [15001, 15006, 15008, 15053];
+/// More than an ADD takes on a machine that is loaded with whatever else.
+const ADD_TIMEOUT: Duration = Duration::from_secs(60);
+/// For a test whose ADD waits in vain.
+pub const ADD_IN_VAIN: Duration = Duration::from_millis(500);
 
 /// A reconciler in a box.
 pub struct Boxed {
@@ -33,45 +37,54 @@ pub struct Boxed {
 
 /// A ztunnel that acknowledges whatever it is told, and notes it: `add u1`, `del u1`, `keep u1`, `snapshot`.
 pub struct Ztunnel {
-    told: Arc<Mutex<Vec<String>>>,
+    told: Arc<Mutex<Vec<(Instant, String)>>>,
     pub refuse: Arc<AtomicBool>,
     holds: watch::Sender<bool>,
     pub task: tokio::task::JoinHandle<()>,
 }
 
+/// What an agent is started with.
+pub struct Setup {
+    pub dir: tempfile::TempDir,
+    pub kernel: RecordingKernel,
+    pub status: Sink,
+    pub lookup: Lookup,
+    pub predecessor: Predecessor,
+    pub add_timeout: Duration,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            kernel: RecordingKernel::default(),
+            status: Sink::nowhere(),
+            lookup: Lookup::Nothing,
+            predecessor: Predecessor::Gone,
+            add_timeout: ADD_TIMEOUT,
+        }
+    }
+}
+
 pub async fn start() -> Boxed {
-    start_in(tempfile::tempdir().unwrap(), RecordingKernel::default()).await
+    start_with(Setup::default()).await
 }
 
 pub async fn start_in(dir: tempfile::TempDir, kernel: RecordingKernel) -> Boxed {
-    start_with(dir, kernel, Sink::nowhere(), Lookup::Nothing).await
+    start_with(Setup { dir, kernel, ..Setup::default() }).await
 }
 
 pub async fn start_telling(dir: tempfile::TempDir, kernel: RecordingKernel, status: Sink) -> Boxed {
-    start_with(dir, kernel, status, Lookup::Nothing).await
-}
-
-pub async fn start_with(
-    dir: tempfile::TempDir,
-    kernel: RecordingKernel,
-    status: Sink,
-    lookup: Lookup,
-) -> Boxed {
-    start_all(dir, kernel, status, lookup, Predecessor::Gone).await
+    start_with(Setup { dir, kernel, status, ..Setup::default() }).await
 }
 
 /// On a node where istio-cni is, or was: what it has programmed there is in `kernel` before anything looks.
 pub async fn start_after(predecessor: Predecessor, kernel: RecordingKernel) -> Boxed {
-    start_all(tempfile::tempdir().unwrap(), kernel, Sink::nowhere(), Lookup::Nothing, predecessor).await
+    start_with(Setup { predecessor, kernel, ..Setup::default() }).await
 }
 
-async fn start_all(
-    dir: tempfile::TempDir,
-    kernel: RecordingKernel,
-    status: Sink,
-    lookup: Lookup,
-    predecessor: Predecessor,
-) -> Boxed {
+pub async fn start_with(setup: Setup) -> Boxed {
+    let Setup { dir, kernel, status, lookup, predecessor, add_timeout } = setup;
     let pool = Arc::new(Pool::new(Arc::new(kernel.clone()), Some(2)).unwrap());
     let registry = Arc::new(Registry::default());
     let journal = Journal::open(&dir.path().join("run")).unwrap();
@@ -93,7 +106,7 @@ async fn start_all(
             backend: Backend::Nftables,
             keep_existing: true,
             drain_timeout: Duration::from_secs(60),
-            add_timeout: Duration::from_millis(500),
+            add_timeout,
         },
         finder: Finder::new(
             adopt::Settings {
@@ -140,7 +153,7 @@ impl Boxed {
         let task = tokio::spawn(async move {
             let mut buf = [0; 1024];
             while let Ok(len @ 1..) = socket.recv(&mut buf).await.map(|info| info.bytes_read()) {
-                notes.lock().unwrap().push(what(&buf[..len]));
+                notes.lock().unwrap().push((Instant::now(), what(&buf[..len])));
                 let _ = held.wait_for(|held| !held).await;
                 let nack = b"\x0a\x03\x0a\x01n".as_slice();
                 let answer = if refusing.load(Ordering::SeqCst) { nack } else { b"\x0a\x00" };
@@ -219,7 +232,12 @@ impl Boxed {
 
 impl Ztunnel {
     pub fn told(&self) -> Vec<String> {
-        self.told.lock().unwrap().clone()
+        self.told.lock().unwrap().iter().map(|(_, what)| what.clone()).collect()
+    }
+
+    /// When it was told this for the first time.
+    pub fn told_at(&self, what: &str) -> Option<Instant> {
+        self.told.lock().unwrap().iter().find(|(_, told)| told == what).map(|(at, _)| *at)
     }
 
     /// Whether it keeps its answers to itself.
@@ -267,14 +285,15 @@ pub fn what(packet: &[u8]) -> String {
     }
 }
 
+/// Longer than any pause of the agent's between two tries, on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("not within 5 s: {what}");
 }
 
 pub fn planned(stage: Stage) -> plan::RedirectPlan {

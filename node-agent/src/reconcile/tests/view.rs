@@ -47,7 +47,8 @@ async fn a_pod_that_waits_is_explained_by_a_chain_without_the_plugin() {
     agent.running_pod("u1").await;
     agent.namespace("demo", Some("ambient")).await;
     agent.synced().await;
-    agent.becomes("u1", State::Pending).await;
+    // Pending it is from the start, before anything is known of it.
+    agent.pending_because("u1", "waiting for ztunnel").await;
     let (standing, standing_now) = watch::channel(Standing::default());
     let choice = || Choice::default();
     let (_problem, problem_now) = watch::channel(None);

@@ -13,6 +13,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// For a number that another test's process has: as long as such a test takes on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything of one test's.
 pub struct Node {
@@ -121,9 +125,15 @@ impl Node {
 
     /// Starts a process that gets the number of one that has ended.
     pub fn process_again(&mut self, pid: u32, ns: &Ns, cgroup: &str) {
-        // The thread that starts the process takes a number, too.
-        for attempt in 0.. {
-            assert!(attempt < 200, "the number {pid} was not to be had again");
+        let begun = Instant::now();
+        loop {
+            assert!(begun.elapsed() < PATIENCE, "the number {pid} was not to be had again");
+            // Another test may have got it, for a process or a thread, and give it back at its end.
+            if Path::new(&format!("/proc/{pid}")).exists() {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+            // The thread that starts the process takes a number, too.
             fs::write("/proc/sys/kernel/ns_last_pid", (pid - 2).to_string())
                 .expect("this pid namespace's last pid");
             let next = self.process(Some(ns), cgroup);

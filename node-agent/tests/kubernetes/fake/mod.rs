@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -20,6 +19,9 @@ use tokio::task::JoinHandle;
 pub struct FakeApi {
     shared: Arc<Shared>,
     address: SocketAddr,
+    /// Bound, and never listened on: while the server is stopped nobody else gets its port, not even a client that
+    /// would then be connected to itself.
+    _reserved: TcpSocket,
     serving: Option<JoinHandle<()>>,
     dir: tempfile::TempDir,
 }
@@ -100,11 +102,11 @@ impl FakeApi {
             end_watches: (0, None),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(0) });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let serving = Some(tokio::spawn(serve::serve(listener, Arc::clone(&shared))));
+        let reserved = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let address = reserved.local_addr().unwrap();
+        let serving = Some(tokio::spawn(serve::serve(listening(address), Arc::clone(&shared))));
         let dir = tempfile::tempdir().unwrap();
-        let api = Self { shared, address, serving, dir };
+        let api = Self { shared, address, _reserved: reserved, serving, dir };
         api.write_kubeconfig(&format!("{{server: 'http://{address}'}}"));
         api
     }
@@ -194,13 +196,7 @@ impl FakeApi {
 
     /// Listens again, at the same address.
     pub async fn resume(&mut self) {
-        let listener = loop {
-            match TcpListener::bind(self.address).await {
-                Ok(listener) => break listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        };
-        self.serving = Some(tokio::spawn(serve::serve(listener, Arc::clone(&self.shared))));
+        self.serving = Some(tokio::spawn(serve::serve(listening(self.address), Arc::clone(&self.shared))));
     }
 
     /// What came so far, in order.
@@ -224,6 +220,18 @@ impl FakeApi {
     fn wake(&self) {
         self.shared.changed.send_modify(|count| *count += 1);
     }
+}
+
+/// As several sockets may be, of which one listens.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
+fn listening(address: SocketAddr) -> TcpListener {
+    bound(address).listen(1024).unwrap()
 }
 
 impl Drop for FakeApi {
