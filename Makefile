@@ -114,6 +114,11 @@ cluster-shell: ## Open a shell with kubectl ready
 cluster-test: setup build cluster-bin images ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root)
 	$(SLUICE_BIN_DIR)/sluice-cluster test
 
+.PHONY: matrix
+matrix: plugin ## Prove cell by cell with which primary CNIs it works: target/reports/matrix.json, docs/support-matrix.md; CELL=name for one (needs root)
+	cargo build -p sluice-agent -p sluice-e2e --bins
+	target/debug/sluice-matrix run $(if $(CELL),--cell $(CELL)) $(if $(WAY),--way $(WAY))
+
 .PHONY: fuzz
 fuzz: ## Fuzz whatever parses foreign bytes, FUZZ_SECONDS (10) for each target
 	@ci/fuzz

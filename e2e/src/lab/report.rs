@@ -117,7 +117,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// `target/reports`, beside the directory that the running program is in.
-fn reports_dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it cannot be made.
+pub fn reports_dir() -> Result<PathBuf> {
     let this = std::env::current_exe().context("which program is this?")?;
     let target = this.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
     let dir = target.map_or_else(|| PathBuf::from("target"), PathBuf::from).join("reports");

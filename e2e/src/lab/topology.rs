@@ -117,32 +117,77 @@ impl World {
     /// # Errors
     /// When the kernel refuses, or the CNI plugins are not installed.
     pub fn build(outer: &Outer, name: &str, plan: &Plan) -> Result<Self> {
-        let fabric = host(&format!("{name}.fabric"))?;
-        fabric.ip("link add br0 type bridge\n\
-                   link set br0 up\n\
-                   addr add 172.30.0.1/24 dev br0\n\
-                   addr add fd30::1/64 dev br0 nodad\n")?;
-        let outside = host(&format!("{name}.outside"))?;
-        fabric.ip(&format!(
-            "link add outside type veth peer name eth0 netns {}\n\
-             addr add 203.0.113.1/24 dev outside\n\
-             addr add 2001:db8:99::1/64 dev outside nodad\n\
-             link set outside up\n",
-            outside.name()
-        ))?;
-        outside.ip(&format!(
-            "addr add {OUTSIDE_V4}/24 dev eth0\n\
-             addr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add default via 203.0.113.1\n\
-             route add default via 2001:db8:99::1\n"
-        ))?;
+        let (fabric, outside) = surroundings(name)?;
         let mut nodes = Vec::new();
         for index in 1..=plan.nodes {
             nodes.push(Node::build(outer, name, index, &fabric, plan)?);
         }
         Ok(Self { fabric, outside, nodes })
     }
+}
+
+/// The fabric that nodes of `world` meet on, and the outside host beyond it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn surroundings(world: &str) -> Result<(Netns, Netns)> {
+    let fabric = host(&format!("{world}.fabric"))?;
+    fabric.ip("link add br0 type bridge\n\
+               link set br0 up\n\
+               addr add 172.30.0.1/24 dev br0\n\
+               addr add fd30::1/64 dev br0 nodad\n")?;
+    let outside = host(&format!("{world}.outside"))?;
+    fabric.ip(&format!(
+        "link add outside type veth peer name eth0 netns {}\n\
+         addr add 203.0.113.1/24 dev outside\n\
+         addr add 2001:db8:99::1/64 dev outside nodad\n\
+         link set outside up\n",
+        outside.name()
+    ))?;
+    outside.ip(&format!(
+        "addr add {OUTSIDE_V4}/24 dev eth0\n\
+         addr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via 203.0.113.1\n\
+         route add default via 2001:db8:99::1\n"
+    ))?;
+    Ok((fabric, outside))
+}
+
+/// A node's own namespace, on the fabric; with its addresses there.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn on_fabric(world: &str, index: u8, fabric: &Netns) -> Result<(Netns, Ipv4Addr, Ipv6Addr)> {
+    let name = format!("node{index}");
+    let netns = host(&format!("{world}.{name}"))?;
+    let v4 = Ipv4Addr::new(172, 30, 0, 10 + index);
+    let v6 = Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(index));
+    fabric.ip(&format!(
+        "link add {name} type veth peer name eth0 netns {}\n\
+         link set {name} master br0 up\n",
+        netns.name()
+    ))?;
+    netns.ip(&format!(
+        "addr add {v4}/24 dev eth0\n\
+         addr add {v6}/64 dev eth0 nodad\n\
+         link set eth0 up\n\
+         route add default via 172.30.0.1\n\
+         route add default via fd30::1\n"
+    ))?;
+    Ok((netns, v4, v6))
+}
+
+/// A node's directory, with what belongs in it.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn directory(outer: &Outer, world: &str, node: &str) -> Result<PathBuf> {
+    let dir = outer.dir().join(world).join(node);
+    for below in ["run", "state", "log", "cni", "leases"] {
+        std::fs::create_dir_all(dir.join(below))?;
+    }
+    Ok(dir)
 }
 
 /// A network namespace that forwards, with `lo` up and no waiting for duplicate addresses.
@@ -166,31 +211,15 @@ pub fn host(name: &str) -> Result<Netns> {
 
 impl Node {
     fn build(outer: &Outer, world: &str, index: u8, fabric: &Netns, plan: &Plan) -> Result<Self> {
-        let name = format!("node{index}");
-        let netns = host(&format!("{world}.{name}"))?;
-        let v4 = Ipv4Addr::new(172, 30, 0, 10 + index);
-        let v6 = Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 0x10 + u16::from(index));
+        let (netns, v4, v6) = on_fabric(world, index, fabric)?;
         fabric.ip(&format!(
-            "link add {name} type veth peer name eth0 netns {}\n\
-             link set {name} master br0 up\n\
-             route add 10.77.{index}.0/24 via {v4}\n\
-             route add fd77:0:0:{index}::/64 via {v6}\n",
-            netns.name()
+            "route add 10.77.{index}.0/24 via {v4}\n\
+             route add fd77:0:0:{index}::/64 via {v6}\n"
         ))?;
-        netns.ip(&format!(
-            "addr add {v4}/24 dev eth0\n\
-             addr add {v6}/64 dev eth0 nodad\n\
-             link set eth0 up\n\
-             route add default via 172.30.0.1\n\
-             route add default via fd30::1\n"
-        ))?;
-        let dir = outer.dir().join(world).join(&name);
-        for below in ["run", "state", "log", "cni", "leases"] {
-            std::fs::create_dir_all(dir.join(below))?;
-        }
+        let dir = directory(outer, world, &format!("node{index}"))?;
         let network = PodNetwork {
             cni_version: plan.cni_version.clone(),
-            name: format!("{world}-{name}"),
+            name: format!("{world}-node{index}"),
             v4: (plan.families != Families::V6).then(|| format!("10.77.{index}.0/24")),
             v6: (plan.families != Families::V4).then(|| format!("fd77:0:0:{index}::/64")),
             leases: dir.join("leases"),
@@ -203,18 +232,36 @@ impl Node {
             let plugin = super::process::binary("sluice-cni")?;
             path.push(plugin.parent().context("a plugin without a directory")?.to_path_buf());
         }
-        let runner =
-            Runner { netns: netns.clone(), path, cache: dir.join("cni"), timeout: Duration::from_secs(60) };
-        let cgroup_name = format!("{world}/{name}");
-        let cgroups = Arc::clone(outer.cgroups());
         let list = match plan.primary {
             Primary::Ptp => network.ptp()?,
             Primary::Bridge => network.bridge()?,
         };
+        Self::furnish(outer, world, index, (netns, v4, v6), path, list)
+    }
+
+    /// A node of a namespace on the fabric: its directory, cgroups and container runtime, which attaches pods by `list`
+    /// with plugins in `path`.
+    ///
+    /// # Errors
+    /// When a directory or a cgroup cannot be made.
+    pub fn furnish(
+        outer: &Outer,
+        world: &str,
+        index: u8,
+        (netns, v4, v6): (Netns, Ipv4Addr, Ipv6Addr),
+        path: Vec<PathBuf>,
+        list: NetworkList,
+    ) -> Result<Self> {
+        let name = format!("node{index}");
+        let dir = directory(outer, world, &name)?;
+        let runner =
+            Runner { netns: netns.clone(), path, cache: dir.join("cni"), timeout: Duration::from_secs(60) };
+        let cgroup_name = format!("{world}/{name}");
+        let cgroups = Arc::clone(outer.cgroups());
         Ok(Self {
             kubelet: cgroups.cgroup(&format!("{cgroup_name}/kubelet"))?,
             other: cgroups.cgroup(&format!("{cgroup_name}/other"))?,
-            loopback: network.loopback()?,
+            loopback: PodNetwork::loopback()?,
             sandboxes: AtomicU64::new(0),
             name,
             netns,

@@ -69,7 +69,7 @@ impl PodNetwork {
     ///
     /// # Errors
     /// When the list that comes out is not one.
-    pub fn loopback(&self) -> anyhow::Result<NetworkList> {
+    pub fn loopback() -> anyhow::Result<NetworkList> {
         let list = json!({"cniVersion": "0.3.1", "name": "cni-loopback", "plugins": [{"type": "loopback"}]});
         Ok(NetworkList::parse(&list.to_string())?)
     }

@@ -1,0 +1,491 @@
+//! A cell's description: what one primary CNI leaves on a node and in a pod, as a YAML file.
+//!
+//! Entries of links, addresses, routes, neighbours and rules are in iproute2's own words, without the command's name.
+//! Words in braces stand for what is known at run time: see [`super::words`].
+
+use crate::lab::cni::NetworkList;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Why a description is not one.
+#[derive(Debug, thiserror::Error)]
+pub enum DescribeError {
+    /// It cannot be read.
+    #[error("{path}: {why}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The errno.
+        why: std::io::Error,
+    },
+    /// It is not YAML, or a key is missing, unknown or of the wrong type.
+    #[error("{path}: at {at}: {why}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Which key.
+        at: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Its parts do not fit together.
+    #[error("{path}: {why}")]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        why: String,
+    },
+}
+
+/// A primary CNI, as a cell of the matrix.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cell {
+    /// Its name, which is the file's too.
+    pub cell: String,
+    /// What it is, for people.
+    pub about: String,
+    /// The products and clouds that leave a node like this.
+    #[serde(default)]
+    pub found: Vec<String>,
+    /// Whether the primary's own programs attach the pods.
+    pub plugins: Plugins,
+    /// What stands for what, where this machine lacks something.
+    #[serde(default)]
+    pub stands_for: String,
+    /// The network configuration that it leaves.
+    pub config: Config,
+    /// The pod's link; for emulated plugins.
+    #[serde(default)]
+    pub link: Link,
+    /// The MTU of the pod's interface, and of the host's end.
+    pub mtu: u32,
+    /// What pods get.
+    pub addresses: Addresses,
+    /// The ranges that the fabric sends to the node.
+    #[serde(default)]
+    pub networks: Vec<String>,
+    /// What the primary's plugin says at ADD, as JSON; made from `addresses` when empty.
+    #[serde(default)]
+    pub result: String,
+    /// The network between nodes.
+    #[serde(default)]
+    pub fabric: Side,
+    /// The node, once.
+    #[serde(default)]
+    pub node: Side,
+    /// A virtual router between pods and the node, once; there is none when this is left out.
+    #[serde(default)]
+    pub router: Option<Side>,
+    /// The pod, at each ADD.
+    #[serde(default)]
+    pub pod: Side,
+    /// The host's side of a pod, at each ADD: where its link is.
+    #[serde(default)]
+    pub host: Side,
+    /// Files that are there before the first pod, by path.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// Programs that run on the node for as long as the cell stands, by name: program and arguments.
+    #[serde(default)]
+    pub programs: BTreeMap<String, Vec<String>>,
+    /// Directories that are emptied before: state of an earlier cell that would change this one.
+    #[serde(default)]
+    pub forget: Vec<PathBuf>,
+    /// What is varied.
+    #[serde(default)]
+    pub axes: Axes,
+    /// What cannot work, and why.
+    #[serde(default)]
+    pub cannot: Vec<Limit>,
+    /// What an operator sets or knows, if anything.
+    #[serde(default)]
+    pub advice: String,
+    /// Where a program of the primary is missing, the cell is not run, for this reason. Otherwise that is a failure.
+    #[serde(default)]
+    pub optional: String,
+}
+
+/// Who attaches the pods.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Plugins {
+    /// The primary's own programs.
+    Real,
+    /// This lab, in the first plugin's place; the rest of the chain is real.
+    Emulated,
+}
+
+/// The network configuration that a primary leaves.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// Where.
+    #[serde(default = "usual_directory")]
+    pub directory: String,
+    /// The file's name.
+    pub file: String,
+    /// Its mode, octal.
+    #[serde(default = "usual_mode")]
+    pub mode: String,
+    /// Its text, exactly: a list, or one plugin's configuration.
+    pub text: String,
+}
+
+/// A pod's link.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Link {
+    /// The name of the host's end.
+    #[serde(default)]
+    pub name: String,
+    /// Its MAC address; the kernel's choice when empty.
+    #[serde(default)]
+    pub mac: String,
+    /// The bridge that it is a port of; none when empty.
+    #[serde(default)]
+    pub bridge: String,
+    /// Whether it is in the router's namespace and not in the node's.
+    #[serde(default)]
+    pub at_router: bool,
+}
+
+/// A pod's addresses, by the pod's number: `10.244.1.{n}/32`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Addresses {
+    /// The first pod's number.
+    pub first: u8,
+    /// IPv4, with the prefix length of the CNI result.
+    #[serde(default)]
+    pub v4: Option<String>,
+    /// IPv6, with the prefix length of the CNI result.
+    #[serde(default)]
+    pub v6: Option<String>,
+}
+
+/// What is set up in one network namespace.
+#[derive(Clone, Debug, Default, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Side {
+    /// `ip link add …`
+    pub links: Vec<String>,
+    /// `ip link set …`
+    pub set: Vec<String>,
+    /// Below `/proc/sys/net`.
+    pub sysctls: BTreeMap<String, String>,
+    /// `ip addr add …`
+    pub addresses: Vec<String>,
+    /// `ip route add …`
+    pub routes: Vec<String>,
+    /// `ip neigh replace …`
+    pub neighbours: Vec<String>,
+    /// `ip rule add …`
+    pub rules: Vec<String>,
+    /// `ip rule del …`, after the rules are there.
+    pub rules_taken_away: Vec<String>,
+    /// For `nft -f`.
+    pub nft: String,
+    /// Programs with their arguments.
+    pub run: Vec<Vec<String>>,
+    /// What undoes them at DEL. Links, and what goes with them, and rules are undone without being asked.
+    pub undo: Vec<Vec<String>>,
+}
+
+/// What is varied: the first of each is the base.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Axes {
+    /// Families of the pods.
+    pub families: Vec<Families>,
+    /// Who writes rules.
+    pub backends: Vec<String>,
+    /// Reverse path filters, on the node and in the pod; the primary's own in the base.
+    pub rp_filter: Vec<u8>,
+    /// Probe strategies.
+    pub probes: Vec<String>,
+    /// `net.bridge.bridge-nf-call-iptables` and `-ip6tables`; the first is the base.
+    pub bridge_nf_call: Vec<u8>,
+    /// What else stands in the way.
+    pub faults: Vec<Fault>,
+}
+
+/// Which families a pod has.
+#[derive(Clone, Copy, Debug, Deserialize, serde::Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Families {
+    /// Both, IPv4 first.
+    Dual,
+    /// IPv4, with IPv6 there and without an address.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// IPv4, and `disable_ipv6` in the pod, on `lo` too.
+    V6Disabled,
+}
+
+/// A datapath or a node that does something to packets or rules.
+#[derive(Clone, Copy, Debug, Deserialize, serde::Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The datapath drops what pods send to link-local addresses (Cilium's BPF host routing).
+    DropsLinkLocal,
+    /// Pods' answers to link-local addresses pass conntrack by (Calico's eBPF dataplane before 3.29).
+    BypassesConntrack,
+    /// A policy at the pod's link lets in the node's own address only, and sees addresses after translation.
+    AdmitsNodeOnly,
+    /// The host's namespace refuses netfilter rules with EPERM (AKS's azure-block-iptables).
+    RefusesRules,
+}
+
+/// What cannot work, whoever tries.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limit {
+    /// With which values of the axes; all of them when empty.
+    #[serde(default, rename = "where")]
+    pub at: BTreeMap<String, String>,
+    /// The checks that fail then.
+    pub checks: Vec<String>,
+    /// Why no design could change it.
+    pub because: String,
+    /// What the user should set.
+    #[serde(default)]
+    pub instead: String,
+}
+
+impl Default for Axes {
+    fn default() -> Self {
+        Self {
+            families: vec![Families::Dual, Families::V4, Families::V6, Families::V6Disabled],
+            backends: vec!["nftables".into(), "iptables".into()],
+            rp_filter: vec![0, 1, 2],
+            probes: vec!["snat".into(), "source".into(), "none".into()],
+            bridge_nf_call: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+}
+
+impl Families {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dual => "dual",
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+            Self::V6Disabled => "v6-disabled",
+        }
+    }
+
+    /// Whether pods have IPv4.
+    #[must_use]
+    pub fn v4(self) -> bool {
+        self != Self::V6
+    }
+
+    /// Whether pods have IPv6.
+    #[must_use]
+    pub fn v6(self) -> bool {
+        matches!(self, Self::Dual | Self::V6)
+    }
+}
+
+impl Fault {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DropsLinkLocal => "drops-link-local",
+            Self::BypassesConntrack => "bypasses-conntrack",
+            Self::AdmitsNodeOnly => "admits-node-only",
+            Self::RefusesRules => "refuses-rules",
+        }
+    }
+}
+
+impl Cell {
+    /// Reads one description.
+    ///
+    /// # Errors
+    /// Which file, which key, and what is wrong.
+    pub fn read(path: &Path) -> Result<Self, DescribeError> {
+        let cell: Self = parse(path)?;
+        let wrong = |why: String| DescribeError::Contradiction { path: path.to_path_buf(), why };
+        cell.agree(path).map_err(wrong)?;
+        Ok(cell)
+    }
+
+    /// Reads every description of a directory, by name.
+    ///
+    /// # Errors
+    /// Of the first that is none; or when there are none.
+    pub fn read_all(dir: &Path) -> Result<Vec<Self>, DescribeError> {
+        let unreadable = |why| DescribeError::Unreadable { path: dir.to_path_buf(), why };
+        let mut paths = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.extension().is_some_and(|extension| extension == "yaml") {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        if paths.is_empty() {
+            return Err(unreadable(std::io::Error::other("no descriptions (*.yaml) there")));
+        }
+        paths.iter().map(|path| Self::read(path)).collect()
+    }
+
+    /// The list that its file makes: one plugin's configuration becomes a list of one, as runtimes do it.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn list(&self) -> Result<NetworkList, String> {
+        let said: Value =
+            serde_json::from_str(&self.config.text).map_err(|why| format!("config.text: {why}"))?;
+        let list = if said.get("plugins").is_some() {
+            said
+        } else {
+            json!({"name": said["name"], "cniVersion": said["cniVersion"], "plugins": [said]})
+        };
+        NetworkList::parse(&list.to_string()).map_err(|why| format!("config.text: {why}"))
+    }
+
+    /// The plugin that is emulated.
+    ///
+    /// # Errors
+    /// As [`Cell::list`].
+    pub fn first_plugin(&self) -> Result<String, String> {
+        let list = self.list()?;
+        let kind = list.plugins.first().and_then(|plugin| plugin.get("type")).and_then(Value::as_str);
+        Ok(kind.unwrap_or_default().to_owned())
+    }
+
+    fn agree(&self, path: &Path) -> Result<(), String> {
+        let stem = path.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        let sure = |holds: bool, why: &str| if holds { Ok(()) } else { Err(why.to_owned()) };
+        sure(self.cell == stem, "cell: it must be the file's name without .yaml")?;
+        sure(u32::from_str_radix(&self.config.mode, 8).is_ok(), "config.mode: not an octal mode")?;
+        self.list()?;
+        let (v4, v6) = (self.addresses.v4.is_some(), self.addresses.v6.is_some());
+        sure(v4 || v6, "addresses: neither v4 nor v6")?;
+        for families in &self.axes.families {
+            let has = (!families.v4() || v4) && (!families.v6() || v6);
+            sure(has, &format!("axes.families: {} without addresses of it", families.name()))?;
+        }
+        for (name, empty) in [
+            ("families", self.axes.families.is_empty()),
+            ("backends", self.axes.backends.is_empty()),
+            ("probes", self.axes.probes.is_empty()),
+        ] {
+            sure(!empty, &format!("axes.{name}: at least one, which is the base"))?;
+        }
+        if self.plugins == Plugins::Emulated {
+            sure(!self.link.name.is_empty(), "link.name: who emulates must know the host's end")?;
+            sure(!self.pod.addresses.is_empty(), "pod.addresses: an emulated pod without an address")?;
+        }
+        sure(!self.link.at_router || self.router.is_some(), "link.atRouter: there is no router")?;
+        self.cannot.iter().try_for_each(Limit::agree)
+    }
+}
+
+impl Limit {
+    /// Reads the limits that hold in every cell.
+    ///
+    /// # Errors
+    /// Which key, and what is wrong.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, DescribeError> {
+        let limits: Vec<Self> = parse(path)?;
+        let wrong = |why: String| DescribeError::Contradiction { path: path.to_path_buf(), why };
+        limits.iter().try_for_each(Self::agree).map_err(wrong)?;
+        Ok(limits)
+    }
+
+    fn agree(&self) -> Result<(), String> {
+        for key in self.at.keys() {
+            if !super::axes::NAMES.contains(&key.as_str()) {
+                return Err(format!("cannot.where: {key:?} is none of {:?}", super::axes::NAMES));
+            }
+        }
+        for check in &self.checks {
+            if !super::checks::names().any(|name| name == check) {
+                let known: Vec<_> = super::checks::names().collect();
+                return Err(format!("cannot.checks: {check:?} is none of {known:?}"));
+            }
+        }
+        if self.because.trim().is_empty() {
+            return Err("cannot.because: a limit without a reason".into());
+        }
+        Ok(())
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, DescribeError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|why| DescribeError::Unreadable { path: path.to_path_buf(), why })?;
+    let source = serde_norway::Deserializer::from_str(&text);
+    serde_path_to_error::deserialize(source).map_err(|why| DescribeError::Malformed {
+        path: path.to_path_buf(),
+        at: why.path().to_string(),
+        why: why.inner().to_string(),
+    })
+}
+
+fn usual_directory() -> String {
+    "/etc/cni/net.d".into()
+}
+
+fn usual_mode() -> String {
+    "644".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn topologies() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies")
+    }
+
+    #[test]
+    fn every_description_is_one() {
+        let cells = Cell::read_all(&topologies().join("cells")).unwrap_or_else(|why| panic!("{why}"));
+        Limit::read_all(&topologies().join("limits.yaml")).unwrap_or_else(|why| panic!("{why}"));
+        for cell in cells {
+            let pattern = cell.addresses.v4.as_ref().or(cell.addresses.v6.as_ref()).unwrap();
+            assert!(super::super::words::address(pattern, cell.addresses.first).is_ok(), "{}", cell.cell);
+        }
+    }
+
+    #[test]
+    fn a_wrong_description_says_where() {
+        let good = std::fs::read_to_string(topologies().join("cells/calico-iptables.yaml")).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("calico-iptables.yaml");
+        let said = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Cell::read(&path).err().map(|why| why.to_string()).unwrap_or_default()
+        };
+        assert_eq!(said(&good), "");
+        for (from, to, expected) in [
+            ("mtu: 1450", "mtu: many", "at mtu:"),
+            ("plugins: emulated", "plugins: some", "at plugins:"),
+            ("  routes:", "  roads:", "at pod.roads: unknown field `roads`"),
+            ("cell: calico-iptables", "cell: calico", "cell: it must be the file's name"),
+            ("refuses-rules", "explodes", "at axes.faults[0]:"),
+            ("\"plugins\":", "\"plugin\":", "config.text:"),
+            ("first: 5, v4: \"10.244.1.{n}/32\",", "first: 5,", "dual without addresses of it"),
+        ] {
+            let why = said(&good.replacen(from, to, 1));
+            assert!(why.contains(expected) && why.contains("calico-iptables.yaml"), "{to:?}: {why:?}");
+        }
+        let limited = format!("{good}cannot:\n  - {{checks: [probe], because: x, where: {{moon: full}}}}\n");
+        assert!(said(&limited).contains("\"moon\" is none of"), "{}", said(&limited));
+        let limited = format!("{good}cannot:\n  - {{checks: [prob], because: x}}\n");
+        assert!(said(&limited).contains("\"prob\" is none of"), "{}", said(&limited));
+    }
+}

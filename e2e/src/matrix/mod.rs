@@ -1,0 +1,24 @@
+//! The support matrix: each primary CNI as a cell, the same checks in every cell, and what came of them.
+//!
+//! | room | what it holds |
+//! |---|---|
+//! | [`describe`], [`words`], [`axes`] | what a cell is, from its file; how it is varied |
+//! | [`side`], [`emulate`], [`faults`] | what is done to network namespaces |
+//! | [`stage`] | a standing cell |
+//! | [`checks`], [`snapshot`] | what is looked at |
+//! | [`run`], [`record`] | running all of it, and what came of it |
+//! | [`page`], [`picture`] | the support matrix for people |
+
+pub mod axes;
+pub mod checks;
+pub mod describe;
+pub mod emulate;
+pub mod faults;
+pub mod page;
+pub mod picture;
+pub mod record;
+pub mod run;
+pub mod side;
+pub mod snapshot;
+pub mod stage;
+pub mod words;

@@ -1,0 +1,144 @@
+//! Runs cells, one way after the other, and judges each check by the limits that are recorded.
+
+use super::axes::{Variant, variants};
+use super::checks::{self, Check};
+use super::describe::{Cell, Limit, Plugins};
+use super::record::{Outcome, Reason, Record, Run};
+use super::stage::{Stage, built_plugins};
+use crate::lab::cni::chains;
+use crate::lab::outer::Outer;
+use anyhow::{Result, anyhow};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Which ways of a cell are run.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// Only ways of these names; all when empty.
+    pub ways: Vec<String>,
+}
+
+/// Runs a cell in every way that is selected. Nothing that goes wrong ends it.
+#[must_use]
+pub fn cell(outer: &Outer, cell: &Cell, common: &[Limit], selection: &Selection) -> Record {
+    let mut record = Record::of(cell);
+    match missing(cell) {
+        Ok(missing) if !missing.is_empty() && !cell.optional.is_empty() => {
+            record.not_run = Some(format!("{} (missing: {})", cell.optional, missing.join(", ")));
+            println!("not run: {}", record.not_run.as_deref().unwrap_or_default());
+            return record;
+        }
+        // The runner says which one it misses, where it looked.
+        _ => {}
+    }
+    let limits: Vec<&Limit> = cell.cannot.iter().chain(common).collect();
+    for (number, variant) in variants(&cell.axes).iter().enumerate() {
+        if !selection.ways.is_empty() && !selection.ways.contains(&variant.name) {
+            continue;
+        }
+        let world = format!("{}-{number}", cell.cell);
+        let run = way(outer, &world, cell, variant, &limits);
+        let failed: Vec<_> = run.checks.iter().filter(|outcome| !outcome.ok).collect();
+        let met = run.checks.iter().filter(|outcome| outcome.limit.is_some()).count();
+        println!(
+            "  {} {:<34} {:>2} checks, {met} limits, {:.1} s",
+            if run.ok { "ok  " } else { "FAIL" },
+            run.name,
+            run.checks.len(),
+            run.seconds
+        );
+        for outcome in failed {
+            println!("       {}: {}", outcome.check, outcome.detail.replace('\n', "\n         "));
+        }
+        record.ok &= run.ok;
+        record.runs.push(run);
+    }
+    record
+}
+
+fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Limit]) -> Run {
+    let begun = Instant::now();
+    let mut axes = variant.values(&variant.probes);
+    let checks = match Stage::stand(outer, world, cell, variant) {
+        Ok(mut stage) => {
+            axes = variant.values(&stage.probes);
+            let applies = checks::ALL.iter().filter(|check| check.applies(cell, variant));
+            applies.map(|check| judged(check, (check.look)(&mut stage, outer), &axes, limits)).collect()
+        }
+        Err(why) => vec![judged(&checks::ALL[0], Err(why), &axes, limits)],
+    };
+    let ok = checks.iter().all(|outcome: &Outcome| outcome.ok);
+    Run { name: variant.name.clone(), axes, ok, seconds: begun.elapsed().as_secs_f32(), checks }
+}
+
+/// A check that holds where a limit says that it cannot is a failure too: the limit is not true any more.
+fn judged(
+    check: &Check,
+    outcome: Result<String>,
+    axes: &BTreeMap<&'static str, String>,
+    limits: &[&Limit],
+) -> Outcome {
+    let names_it = |limit: &&&Limit| limit.checks.iter().any(|name| name == check.name);
+    let limit = limits.iter().filter(names_it).find(|limit| limit.holds_at(axes));
+    let reason = |limit: &&Limit| Reason { because: limit.because.clone(), instead: limit.instead.clone() };
+    let (ok, limit, detail) = match (outcome, limit) {
+        (Ok(detail), None) => (true, None, detail),
+        (Ok(detail), Some(limit)) => (
+            false,
+            None,
+            format!("it holds, though a limit says that it cannot ({}): {detail}", limit.because),
+        ),
+        (Err(why), None) => (false, None, format!("{why:#}")),
+        (Err(why), Some(limit)) => (true, Some(reason(limit)), format!("{why:#}")),
+    };
+    Outcome { check: check.name, ok, limit, detail }
+}
+
+/// Plugins of the chain that are nowhere to be found.
+///
+/// # Errors
+/// When the description's list is none.
+fn missing(cell: &Cell) -> Result<Vec<String>> {
+    let list = cell.list().map_err(|why| anyhow!(why))?;
+    let mut path: Vec<PathBuf> = built_plugins();
+    path.extend(chains::plugin_dir());
+    let skip = usize::from(cell.plugins == Plugins::Emulated);
+    let named = |key: &str, of: &Value| of.get(key).and_then(Value::as_str).map(str::to_owned);
+    let mut names = Vec::new();
+    for plugin in list.plugins.iter().skip(skip) {
+        let plugin = Value::Object(plugin.clone());
+        names.extend(named("type", &plugin));
+        names.extend(plugin.get("ipam").and_then(|ipam| named("type", ipam)));
+    }
+    names.retain(|name| !path.iter().any(|dir| dir.join(name).is_file()));
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::bail;
+
+    #[test]
+    fn a_limit_must_be_true() {
+        let limit = Limit {
+            at: BTreeMap::from([("probes".to_owned(), "snat".to_owned())]),
+            checks: vec!["probe".into()],
+            because: "the datapath drops it".into(),
+            instead: "probes: source".into(),
+        };
+        let check = checks::ALL.iter().find(|check| check.name == "probe").unwrap();
+        let at = |probes: &str| BTreeMap::from([("probes", probes.to_owned())]);
+        let judge = |holds: bool, probes: &str| {
+            let outcome = if holds { Ok("seen".to_owned()) } else { (|| bail!("timed out"))() };
+            let outcome = judged(check, outcome, &at(probes), &[&limit]);
+            (outcome.ok, outcome.limit.is_some())
+        };
+        assert_eq!(judge(true, "source"), (true, false));
+        assert_eq!(judge(false, "source"), (false, false));
+        assert_eq!(judge(true, "snat"), (false, false));
+        assert_eq!(judge(false, "snat"), (true, true));
+    }
+}
