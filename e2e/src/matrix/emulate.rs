@@ -137,8 +137,8 @@ impl Emulation {
         netns.ip("link set eth0 up\n")?;
         pod.words =
             pod.words.with("mac", &mac_of(&pod.place, link)?).with("podmac", &mac_of(&netns, "eth0")?);
-        side::apply(&netns, &pod.words.put_into_side(&self.pod, pod.kept))?;
         side::apply(&pod.place, &pod.words.put_into_side(&self.host, pod.kept))?;
+        side::apply(&netns, &pod.words.put_into_side(&self.pod, pod.kept))?;
         let result =
             if self.result.is_empty() { self.result_of(&pod)? } else { pod.words.put_into(&self.result) };
         let beside = self.results.join(format!("result-{}.json", pod.name));

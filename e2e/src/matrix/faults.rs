@@ -34,7 +34,7 @@ impl Drop for Refusal {
 pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &[IpAddr]) -> Result<()> {
     let hook = |hook: &str, rules: &str| {
         format!(
-            "table netdev dataplane {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"
+            "table netdev dataplane_{hook} {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"
         )
     };
     match fault {

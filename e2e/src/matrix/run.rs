@@ -13,6 +13,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// After so many failures a run is given up.
+const ENOUGH: usize = 2;
+
 /// Which ways of a cell are run.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
@@ -64,8 +67,15 @@ fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Li
     let checks = match Stage::stand(outer, world, cell, variant) {
         Ok(mut stage) => {
             axes = variant.values(&stage.probes);
-            let applies = checks::ALL.iter().filter(|check| check.applies(cell, variant));
-            applies.map(|check| judged(check, (check.look)(&mut stage, outer), &axes, limits)).collect()
+            let mut outcomes = Vec::new();
+            for check in checks::ALL.iter().filter(|check| check.applies(cell, variant)) {
+                outcomes.push(judged(check, (check.look)(&mut stage, outer), &axes, limits));
+                // What is broken so far breaks most of the rest too, and each waits for its patience to end.
+                if outcomes.iter().filter(|outcome| !outcome.ok).count() >= ENOUGH {
+                    break;
+                }
+            }
+            outcomes
         }
         Err(why) => vec![judged(&checks::ALL[0], Err(why), &axes, limits)],
     };

@@ -137,7 +137,7 @@ impl<'a> Stage<'a> {
         for name in ["a", "b"] {
             self.agent.until(&self.pod(name).facts, State::Enabled)?;
         }
-        if let Some(fault) = self.variant.fault {
+        for fault in [self.cell.datapath, self.variant.fault].into_iter().flatten() {
             let a = self.pod("a");
             let sources =
                 a.facts.ips.iter().map(|ip| self.source_towards(*ip)).collect::<Result<Vec<_>>>()?;
@@ -199,6 +199,17 @@ impl<'a> Stage<'a> {
         let line = links.lines().find(|line| line.starts_with(&format!("{index}: ")));
         let name = line.and_then(|line| line.split_whitespace().nth(1)).context("no host end")?;
         Ok(name.trim_end_matches(':').split('@').next().unwrap_or(name).to_owned())
+    }
+
+    /// The outside host's addresses that pods reach.
+    #[must_use]
+    pub fn ways_out(&self) -> Vec<IpAddr> {
+        let own = self.pod("a").facts.ips.iter().map(|ip| Self::outside_like(*ip));
+        let more = self.cell.addresses.only_out.map(|family| match family.v4() {
+            true => IpAddr::from(OUTSIDE_V4),
+            false => OUTSIDE_V6.into(),
+        });
+        own.chain(more).collect()
     }
 
     /// The address that the node calls a pod from.

@@ -71,8 +71,8 @@ pub fn mtu(stage: &mut Stage<'_>, _: &Outer) -> Result<String> {
 
 pub fn outbound(stage: &mut Stage<'_>, _: &Outer) -> Result<String> {
     let mut all = Vec::new();
-    for ip in &stage.pod("a").facts.ips {
-        let to = SocketAddr::new(Stage::outside_like(*ip), PORT);
+    for ip in stage.ways_out() {
+        let to = SocketAddr::new(ip, PORT);
         let control = goes(&stage.pod("c").netns, to, "outside", Path::Direct, "outside the mesh")?;
         let answer = goes(&stage.pod("a").netns, to, "outside", Path::Proxied, "outbound")?;
         all.push(format!("a → {to}: seen from {}; c, outside the mesh, from {}", answer.seen, control.seen));
