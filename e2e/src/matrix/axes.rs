@@ -73,24 +73,25 @@ pub fn variants(axes: &Axes) -> Vec<Variant> {
 impl Variant {
     /// The values of the axes, for the report; with the probe strategy that is at work.
     #[must_use]
-    pub fn values(&self, probes: &str) -> BTreeMap<&'static str, String> {
-        let mut values = BTreeMap::from([
-            ("families", self.families.name().to_owned()),
-            ("backend", self.backend.clone()),
-            ("probes", probes.to_owned()),
-        ]);
-        values.extend(self.rp_filter.map(|value| ("rpFilter", value.to_string())));
-        values.extend(self.bridge_nf_call.map(|value| ("bridgeNfCall", value.to_string())));
-        values.extend(self.fault.map(|fault| ("fault", fault.name().to_owned())));
-        values
+    pub fn values(&self, probes: &str) -> BTreeMap<String, String> {
+        let (rp_filter, bridge) = (self.rp_filter, self.bridge_nf_call);
+        let values = [
+            ("families", Some(self.families.name().to_owned())),
+            ("backend", Some(self.backend.clone())),
+            ("probes", Some(probes.to_owned())),
+            ("rpFilter", rp_filter.map(|value| value.to_string())),
+            ("bridgeNfCall", bridge.map(|value| value.to_string())),
+            ("fault", self.fault.map(|fault| fault.name().to_owned())),
+        ];
+        values.into_iter().filter_map(|(axis, value)| Some((axis.to_owned(), value?))).collect()
     }
 }
 
 impl Limit {
     /// Whether it holds where the axes have these values.
     #[must_use]
-    pub fn holds_at(&self, values: &BTreeMap<&'static str, String>) -> bool {
-        self.at.iter().all(|(axis, value)| values.get(axis.as_str()) == Some(value))
+    pub fn holds_at(&self, values: &BTreeMap<String, String>) -> bool {
+        self.at.iter().all(|(axis, value)| values.get(axis) == Some(value))
     }
 }
 

@@ -86,6 +86,9 @@ pub struct Cell {
     /// The host's side of a pod, at each ADD: where its link is.
     #[serde(default)]
     pub host: Side,
+    /// A second network, attached to a pod after it was enrolled, and to one before it joins.
+    #[serde(default)]
+    pub secondary: Option<Secondary>,
     /// Files that are there before the first pod, by path.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
@@ -154,6 +157,16 @@ pub struct Link {
     /// Whether it is in the router's namespace and not in the node's.
     #[serde(default)]
     pub at_router: bool,
+}
+
+/// A second network of pods, as Multus attaches it: an ADD of its own, without our plugin in its chain.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Secondary {
+    /// Its network configuration list.
+    pub text: String,
+    /// The fabric's address on it.
+    pub peer: std::net::IpAddr,
 }
 
 /// A pod's addresses, by the pod's number: `10.244.1.{n}/32`.
@@ -393,6 +406,9 @@ impl Cell {
         if self.plugins == Plugins::Emulated {
             sure(!self.link.name.is_empty(), "link.name: who emulates must know the host's end")?;
             sure(!self.pod.addresses.is_empty(), "pod.addresses: an emulated pod without an address")?;
+        }
+        if let Some(secondary) = &self.secondary {
+            NetworkList::parse(&secondary.text).map_err(|why| format!("secondary.text: {why}"))?;
         }
         sure(!self.link.at_router || self.router.is_some(), "link.atRouter: there is no router")?;
         self.cannot.iter().try_for_each(Limit::agree)

@@ -1,23 +1,23 @@
 //! What came of the cells, for programs: `target/reports/matrix.json`.
 
 use super::describe::{Cell, Plugins};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// All cells that were run.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Matrix {
     /// Whether everything held, or has its reason.
     pub ok: bool,
-    /// How long it took.
+    /// How long all runs took together.
     pub seconds: f32,
     /// In order of name.
     pub cells: Vec<Record>,
 }
 
 /// One cell.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// Its name.
@@ -27,7 +27,7 @@ pub struct Record {
     /// Where it is found.
     pub found: Vec<String>,
     /// `real` or `emulated`.
-    pub plugins: &'static str,
+    pub plugins: String,
     /// What stands for what.
     pub stands_for: String,
     /// The file that the primary leaves.
@@ -43,13 +43,13 @@ pub struct Record {
 }
 
 /// One way in which a cell was run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// `base`, or what makes the difference.
     pub name: String,
     /// The values of the axes.
-    pub axes: BTreeMap<&'static str, String>,
+    pub axes: BTreeMap<String, String>,
     /// Whether every check held or has its reason.
     pub ok: bool,
     /// How long it took.
@@ -59,11 +59,11 @@ pub struct Run {
 }
 
 /// What came of one check.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outcome {
     /// Its name.
-    pub check: &'static str,
+    pub check: String,
     /// Whether it held, or failed as a recorded limit says.
     pub ok: bool,
     /// Why it cannot hold, if it cannot: it was made, and did fail.
@@ -73,12 +73,23 @@ pub struct Outcome {
 }
 
 /// Why something cannot work, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Reason {
     /// Why.
     pub because: String,
     /// What the user should set.
     pub instead: String,
+}
+
+impl Matrix {
+    /// Puts a cell's newest record in the place of an older one, and keeps the order of names.
+    pub fn put(&mut self, record: Record) {
+        self.cells.retain(|older| older.cell != record.cell);
+        self.cells.push(record);
+        self.cells.sort_by(|one, other| one.cell.cmp(&other.cell));
+        self.ok = self.cells.iter().all(|record| record.ok);
+        self.seconds = self.cells.iter().flat_map(|record| &record.runs).map(|run| run.seconds).sum();
+    }
 }
 
 impl Record {
@@ -89,7 +100,7 @@ impl Record {
             cell: cell.cell.clone(),
             about: cell.about.clone(),
             found: cell.found.clone(),
-            plugins: if cell.plugins == Plugins::Real { "real" } else { "emulated" },
+            plugins: if cell.plugins == Plugins::Real { "real" } else { "emulated" }.into(),
             stands_for: cell.stands_for.clone(),
             config: format!("{}/{}", cell.config.directory, cell.config.file),
             advice: cell.advice.clone(),
@@ -101,12 +112,12 @@ impl Record {
 
     /// Every limit that was met, with the runs and the checks that met it.
     #[must_use]
-    pub fn limits(&self) -> BTreeMap<Reason, Vec<(String, &'static str)>> {
+    pub fn limits(&self) -> BTreeMap<Reason, Vec<(String, String)>> {
         let mut limits = BTreeMap::<_, Vec<_>>::new();
         for run in &self.runs {
             for outcome in &run.checks {
                 if let Some(reason) = &outcome.limit {
-                    limits.entry(reason.clone()).or_default().push((run.name.clone(), outcome.check));
+                    limits.entry(reason.clone()).or_default().push((run.name.clone(), outcome.check.clone()));
                 }
             }
         }

@@ -87,7 +87,7 @@ fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Li
 fn judged(
     check: &Check,
     outcome: Result<String>,
-    axes: &BTreeMap<&'static str, String>,
+    axes: &BTreeMap<String, String>,
     limits: &[&Limit],
 ) -> Outcome {
     let names_it = |limit: &&&Limit| limit.checks.iter().any(|name| name == check.name);
@@ -103,7 +103,7 @@ fn judged(
         (Err(why), None) => (false, None, format!("{why:#}")),
         (Err(why), Some(limit)) => (true, Some(reason(limit)), format!("{why:#}")),
     };
-    Outcome { check: check.name, ok, limit, detail }
+    Outcome { check: check.name.to_owned(), ok, limit, detail }
 }
 
 /// Plugins of the chain that are nowhere to be found.
@@ -129,7 +129,6 @@ fn missing(cell: &Cell) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::bail;
 
     #[test]
     fn a_limit_must_be_true() {
@@ -140,9 +139,9 @@ mod tests {
             instead: "probes: source".into(),
         };
         let check = checks::ALL.iter().find(|check| check.name == "probe").unwrap();
-        let at = |probes: &str| BTreeMap::from([("probes", probes.to_owned())]);
+        let at = |probes: &str| BTreeMap::from([("probes".to_owned(), probes.to_owned())]);
         let judge = |holds: bool, probes: &str| {
-            let outcome = if holds { Ok("seen".to_owned()) } else { (|| bail!("timed out"))() };
+            let outcome = if holds { Ok("seen".to_owned()) } else { Err(anyhow!("timed out")) };
             let outcome = judged(check, outcome, &at(probes), &[&limit]);
             (outcome.ok, outcome.limit.is_some())
         };

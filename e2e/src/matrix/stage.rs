@@ -9,16 +9,16 @@
 //! | `e` | of the mesh; comes and goes |
 
 use super::axes::Variant;
-use super::describe::{Cell, Families, Fault, Plugins, Side};
+use super::describe::{Cell, Families, Fault, Plugins, Secondary, Side};
 use super::emulate::Emulation;
 use super::faults::{self, Refusal};
 use super::side;
 use super::words::{self, Kept, Words};
 use crate::lab::agent::Agent;
-use crate::lab::cni::chains;
+use crate::lab::cni::{Attachment, NetworkList, chains};
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
-use crate::lab::pod::{Pod, PodSpec};
+use crate::lab::pod::{Pod, PodSpec, addresses_of};
 use crate::lab::process::{Launch, Process, binary};
 use crate::lab::scene::{MESH, PLAIN, PORT};
 use crate::lab::topology::{self, Node, OUTSIDE_V4, OUTSIDE_V6};
@@ -69,6 +69,8 @@ pub struct Stage<'a> {
     pub ztunnel: Ztunnel,
     /// The pods that run all the time.
     pub pods: BTreeMap<&'static str, Pod>,
+    /// Addresses of pods on the second network, where there is one.
+    pub second: BTreeMap<&'static str, IpAddr>,
     /// The probe strategy that is at work.
     pub probes: String,
     _servers: Vec<Echo>,
@@ -114,6 +116,7 @@ impl<'a> Stage<'a> {
             agent,
             ztunnel,
             pods: BTreeMap::new(),
+            second: BTreeMap::new(),
             probes,
             _servers: Vec::new(),
             _programs: programs,
@@ -136,6 +139,16 @@ impl<'a> Stage<'a> {
         }
         for name in ["a", "b"] {
             self.agent.until(&self.pod(name).facts, State::Enabled)?;
+        }
+        if let Some(Secondary { text, .. }) = &self.cell.secondary {
+            let list = NetworkList::parse(text)?;
+            for name in ["a", "d"] {
+                let to = Attachment { ifname: "net1".into(), ..self.pod(name).attachment.clone() };
+                let result =
+                    self.node.runner.add(&list, &to).with_context(|| format!("ADD of {name}'s net1"))?;
+                let address = addresses_of(&result)?.first().copied().context("net1 without an address")?;
+                self.second.insert(name, address);
+            }
         }
         for fault in [self.cell.datapath, self.variant.fault].into_iter().flatten() {
             let a = self.pod("a");
@@ -311,7 +324,7 @@ fn places(outer: &Outer, world: &str, cell: &Cell, variant: &Variant) -> Result<
 }
 
 /// The list that the primary leaves, with our entry behind.
-fn list(outer: &Outer, world: &str, cell: &Cell, words: &Words) -> Result<crate::lab::cni::NetworkList> {
+fn list(outer: &Outer, world: &str, cell: &Cell, words: &Words) -> Result<NetworkList> {
     let mut cell = cell.clone();
     cell.config.text = words.put_into(&cell.config.text);
     let mut list = cell.list().map_err(|why| anyhow!(why))?;

@@ -76,38 +76,48 @@ fn all(names: &[String], ways: Vec<String>, topologies: &Path, docs: &Path) -> R
             "no cell {name}: `sluice-matrix list` lists them"
         );
     }
+    let known: Vec<String> = cells.iter().map(|cell| cell.cell.clone()).collect();
     cells.retain(|cell| names.is_empty() || names.contains(&cell.cell));
     let outer = outer::enter()?;
     let begun = Instant::now();
-    let whole = names.is_empty() && ways.is_empty();
+    // One way of a cell says nothing of the cell, so it has a report of its own.
+    let path = reports_dir()?.join(if ways.is_empty() { "matrix.json" } else { "matrix-ways.json" });
+    let mut matrix =
+        if names.is_empty() || !ways.is_empty() { Matrix::default() } else { earlier(&path, &known) };
+    let whole_cells = ways.is_empty();
     let selection = Selection { ways };
-    let mut matrix = Matrix { ok: true, ..Matrix::default() };
+    let mut ok = true;
     for cell in &cells {
         println!("{}: {}", cell.cell, cell.about);
         let record = run::cell(&outer, cell, &limits, &selection);
-        matrix.ok &= record.ok;
-        matrix.cells.push(record);
+        ok &= record.ok;
+        matrix.put(record);
+        std::fs::write(&path, serde_json::to_vec_pretty(&matrix)?)
+            .with_context(|| format!("write {}", path.display()))?;
     }
-    matrix.seconds = begun.elapsed().as_secs_f32();
-    let path = reports_dir()?.join("matrix.json");
-    std::fs::write(&path, serde_json::to_vec_pretty(&matrix)?)
-        .with_context(|| format!("write {}", path.display()))?;
     println!("{}", path.display());
-    if whole {
+    if whole_cells && matrix.cells.len() == known.len() {
         std::fs::write(docs.join("support-matrix.md"), page::markdown(&matrix, &setting()?))?;
         std::fs::write(docs.join("support-matrix.svg"), picture::svg(&matrix))?;
     }
-    if !matrix.ok {
+    if !ok {
         println!("the lab's files are in {}", keep_files("matrix", outer.dir())?.display());
     }
-    let runs: usize = matrix.cells.iter().map(|record| record.runs.len()).sum();
     println!(
-        "{} cells, {runs} runs, {:.0} s: {}",
-        matrix.cells.len(),
-        matrix.seconds,
-        if matrix.ok { "ok" } else { "FAILED" }
+        "{} cells, {:.0} s: {}",
+        cells.len(),
+        begun.elapsed().as_secs_f32(),
+        if ok { "ok" } else { "FAILED" }
     );
-    outer.exit(i32::from(!matrix.ok))
+    outer.exit(i32::from(!ok))
+}
+
+/// What earlier runs said of the cells that there still are: one cell's run changes one cell of the page.
+fn earlier(path: &Path, known: &[String]) -> Matrix {
+    let read = || -> Result<Matrix> { Ok(serde_json::from_slice(&std::fs::read(path)?)?) };
+    let mut matrix = read().unwrap_or_default();
+    matrix.cells.retain(|record| known.contains(&record.cell));
+    matrix
 }
 
 /// On what it was run.

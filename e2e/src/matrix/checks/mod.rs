@@ -4,6 +4,7 @@
 
 mod leaving;
 mod probes;
+mod second;
 mod traffic;
 
 use super::axes::Variant;
@@ -27,7 +28,7 @@ pub struct Check {
 }
 
 /// Every check, in the order in which they are made: those that change something come last.
-pub const ALL: [Check; 17] = [
+pub const ALL: [Check; 18] = [
     Check {
         name: "stands",
         sentence: "the chain attaches the pods, and those of the mesh are captured",
@@ -84,6 +85,11 @@ pub const ALL: [Check; 17] = [
         look: probes::others,
     },
     Check {
+        name: "second",
+        sentence: "a second network goes on, whether it came before enrolment or after, also over a restart of the agent",
+        look: second::network,
+    },
+    Check {
         name: "leave",
         sentence: "a pod that joined and left has its namespace as it was, byte for byte",
         look: leaving::leave,
@@ -108,6 +114,7 @@ impl Check {
         let from_elsewhere = ["inbound", "hbone", "service", "headless", "large", "leave", "del"];
         match self.name {
             "result" => cell.plugins == Plugins::Emulated,
+            "second" => cell.secondary.is_some(),
             name if variant.fault == Some(Fault::AdmitsNodeOnly) => !from_elsewhere.contains(&name),
             _ => true,
         }

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LARGE: usize = 2 << 20;
 
 /// One connection: what came back must be of `server`, along `path`.
-fn goes(from: &Netns, to: SocketAddr, server: &str, path: Path, line: &str) -> Result<Answer> {
+pub(super) fn goes(from: &Netns, to: SocketAddr, server: &str, path: Path, line: &str) -> Result<Answer> {
     let dial = Dial::to(to).recognised().patience(PATIENCE);
     let answer = dial.ask(from, line)?;
     ensure!(answer.server == server, "{} → {to} was answered by {}", from.name(), answer.server);
