@@ -121,7 +121,7 @@ impl PodTask {
             return Err(format!("ztunnel refused the pod: {nack}"));
         }
         if !*self.cx.ztunnel.any_ready().borrow() {
-            return Err("waiting for ztunnel: none is connected".into());
+            return Err(super::join::NO_ZTUNNEL.into());
         }
         if handover == Handover::Leave {
             return Err("waiting for ztunnel: none that is connected has acknowledged the pod".into());

@@ -1,190 +1,29 @@
-//! Into the mesh: a new pod at ADD, and a pod that was running already.
-//!
-//! A new pod's rules come before ztunnel is asked: nothing of it may reach the wire in plaintext. A running pod's come
-//! after: until ztunnel listens in it, its connections keep the path they have.
+//! A pod that runs already, into the mesh: its rules come after ztunnel's word, for until ztunnel listens in it, its
+//! connections keep the path they have. (A new pod: [`super::add`].)
 
 use super::handover::Handover;
 use super::pod::{Grip, PodTask, Redirected};
-use super::{Message, Told, sockets};
-use crate::journal::Sandbox;
+use super::sockets;
 use crate::kernel::{KernelError, Netns, Observation};
-use crate::metrics::{AddPhase, KernelStep};
-use sluice_shared::admin::State;
-use sluice_shared::cni::code;
-use sluice_shared::enroll::{Overrides, Verdict};
-use sluice_shared::facts::PodFacts;
-use sluice_shared::ids::PodRef;
+use crate::metrics::KernelStep;
+use sluice_shared::enroll::Overrides;
 use sluice_shared::istio;
 use sluice_shared::lower::{self, Backend, Step};
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, Flow, Older, RedirectPlan, Stage};
-use sluice_shared::wire::{Attachment, Reply};
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+/// Why a pod waits, when nothing else is missing.
+pub(super) const NO_ZTUNNEL: &str = "waiting for ztunnel: none is connected";
 /// How long a running pod's hand-over may take before it is tried again; the pod works meanwhile.
 const LIVE_HANDOVER: Duration = Duration::from_secs(6);
 
 impl PodTask {
-    /// The plugin's ADD: answered when the pod is captured, or outside the mesh.
-    pub(super) async fn add(
-        &mut self,
-        attachment: Attachment,
-        netns: OwnedFd,
-        told: Told,
-        deadline: Instant,
-    ) -> Reply {
-        let began = Instant::now();
-        let netns = match self.cx.kernel.run(move |kernel| kernel.adopt(netns)).await {
-            Ok(netns) => Arc::new(netns),
-            Err(error) => return refusal(code::WRONG_NETNS, &attachment, &error.to_string()),
-        };
-        if self.is_secondary(&attachment, &netns) {
-            return Reply::Ok {
-                outcome: "outside: not the attachment that carries the pod's address".into(),
-            };
-        }
-        if !self.take_sandbox(attachment.clone(), &netns, deadline).await {
-            let why = "its network namespace is still held by another pod, which is slow to let go of it";
-            return refusal(code::TRY_AGAIN_LATER, &attachment, why);
-        }
-        let mut why = String::new();
-        match told {
-            Told::Shown => {}
-            Told::Found(facts) => self.learn_on_request(facts),
-            Told::Unknown(unknown) => why = format!(" ({unknown})"),
-        }
-        let verdict = self.knows_enough().then(|| self.verdict());
-        self.cx.metrics.add_took(AddPhase::Decide, began.elapsed());
-        match verdict {
-            Some(Verdict::Outside(reason)) => {
-                self.remember(false);
-                self.settle().await;
-                Reply::Ok { outcome: format!("outside: {reason}") }
-            }
-            Some(Verdict::InMesh { overrides, because }) => {
-                let enrolled = match self.add_behind_predecessor(&netns).await {
-                    Some(left) => left.map(|()| "captured by istio-cni, and taken over when that is gone"),
-                    None => self.enroll_new(&netns, &overrides, deadline).await.map(|()| "captured"),
-                };
-                match enrolled {
-                    Ok(outcome) => Reply::Ok { outcome: outcome.into() },
-                    Err((code, why)) => refusal(code, &attachment, &format!("{why} ({because})")),
-                }
-            }
-            // Nothing that is unknown gets as far as this, but where the plugin itself would let it start.
-            None => {
-                self.remember(false);
-                self.show(
-                    State::Pending,
-                    format!("started before its membership was known{why}; it is adopted when it is"),
-                );
-                Reply::Ok { outcome: "outside for now: its membership is not known yet".into() }
-            }
-        }
-    }
-
-    /// A second interface of the same sandbox (Multus) is not what the mesh captures.
-    fn is_secondary(&self, attachment: &Attachment, netns: &Netns) -> bool {
-        self.sandbox.as_ref().is_some_and(|sandbox| {
-            let ours = sandbox.attachment.as_ref();
-            sandbox.netns == netns.id()
-                && ours.is_some_and(|id| {
-                    id.container_id == attachment.id.container_id && id.ifname != attachment.id.ifname
-                })
-        })
-    }
-
-    /// Makes the new sandbox the pod's, and lets go of what held its namespace, or this pod, before. `false` when that
-    /// was not to be had in time.
-    async fn take_sandbox(&mut self, attachment: Attachment, netns: &Arc<Netns>, deadline: Instant) -> bool {
-        if self.netns_id().is_some_and(|id| id != netns.id()) {
-            self.release("a new sandbox took its place").await;
-        }
-        // ztunnel must never serve one namespace under two uids: it would mix their identities.
-        for other in self.cx.registry.holders(netns.id()).into_iter().filter(|uid| *uid != self.entry.uid) {
-            let (done, wait) = oneshot::channel();
-            if self.cx.registry.send_existing(&other, Message::Yield(netns.id(), done))
-                && tokio::time::timeout_at(deadline, wait).await.is_err()
-            {
-                return false;
-            }
-        }
-        self.released = None;
-        self.deleted = false;
-        // As in `learn`: an object of another name is not this pod's, though it claims the uid.
-        let is_other = |facts: &PodFacts| attachment.pod.as_ref().is_some_and(|pod| *pod != facts.pod_ref());
-        if self.facts.as_ref().is_some_and(|facts| is_other(facts)) {
-            self.facts = None;
-        }
-        let service_account = self.facts.as_ref().map(|facts| facts.service_account.clone());
-        self.sandbox = Some(Sandbox {
-            uid: self.entry.uid.clone(),
-            pod: attachment.pod.unwrap_or_else(|| PodRef::new("", "")),
-            service_account,
-            attachment: Some(attachment.id),
-            path: attachment.netns.into(),
-            netns: netns.id(),
-            ips: attachment.ips,
-            adopted: false,
-            redirected: false,
-        });
-        true
-    }
-
-    /// Rules, then ztunnel, then the answer.
-    async fn enroll_new(
-        &mut self,
-        netns: &Arc<Netns>,
-        overrides: &Overrides,
-        deadline: Instant,
-    ) -> Result<(), (u32, String)> {
-        self.show(State::Pending, "being captured: its rules are written".into());
-        let plan = self.plan(overrides, Stage::Redirect(Older::None)).await;
-        self.note_membership();
-        self.hand(self.workload(netns));
-        let began = Instant::now();
-        let committed = match self.cx.succession.may_precede_us() {
-            true => self.supplant(netns, plan).await,
-            false => self.commit(netns, plan, false).await,
-        };
-        committed.map_err(|error| {
-            self.pending(format!("its rules could not be installed: {error}"));
-            (code::REDIRECT_FAILED, format!("its rules could not be installed: {error}"))
-        })?;
-        self.cx.metrics.add_took(AddPhase::Kernel, began.elapsed());
-        self.remember(true);
-        if Instant::now() >= deadline {
-            let why = "the kernel was slow to take its rules, and no time was left to ask ztunnel".to_owned();
-            self.pending(why.clone());
-            return Err((code::TRY_AGAIN_LATER, why));
-        }
-        self.show(State::Pending, "being captured: its rules are in, ztunnel is asked".into());
-        let began = Instant::now();
-        if let Err(error) = self.hand_over(netns, deadline).await {
-            self.pending(format!("waiting for ztunnel: {error}"));
-            return Err((code::TRY_AGAIN_LATER, format!("it waits for ztunnel: {error}")));
-        }
-        self.cx.metrics.add_took(AddPhase::Ztunnel, began.elapsed());
-        let began = Instant::now();
-        self.retry_at_once();
-        // The plugin must know, before it is needed, that this namespace holds pods of the mesh. A full disk is said in
-        // the log, and is no reason to keep pods from starting.
-        let _ = tokio::time::timeout_at(deadline, self.cx.members.settled()).await;
-        self.confirm(Handover::Leave).await;
-        self.cx.metrics.add_took(AddPhase::Confirm, began.elapsed());
-        match self.entry.showing().status.clone() {
-            status if status.state == State::Enabled => Ok(()),
-            status => Err((code::TRY_AGAIN_LATER, status.reason)),
-        }
-    }
-
     /// Makes sure that the plugin, with no agent to ask, will know that this namespace holds pods of the mesh.
-    fn note_membership(&self) {
+    pub(super) fn note_membership(&self) {
         if let Some(facts) = self.known_facts() {
             self.cx.members.holds_a_pod(&facts.namespace);
         }
@@ -193,6 +32,9 @@ impl PodTask {
     /// A pod that runs, and is to be in the mesh.
     pub(super) async fn join(&mut self, overrides: &Overrides) {
         self.note_membership();
+        if self.lacks_only_ztunnel() {
+            return self.pending(NO_ZTUNNEL.into());
+        }
         let netns = match self.find_namespace().await {
             Ok(netns) => netns,
             Err(why) => return self.pending_behind_predecessor(why),
@@ -238,6 +80,13 @@ impl PodTask {
         }
     }
 
+    /// Whether the pod has been looked at, and only a ztunnel is missing. Until there is one another look would find
+    /// nothing new, and on a full node that starts every pod would look several times before the first one is captured.
+    fn lacks_only_ztunnel(&self) -> bool {
+        let looked_at = self.lacks_ztunnel.is_some() && self.lacks_ztunnel == self.netns_id();
+        looked_at && !*self.cx.ztunnel.any_ready().borrow() && !self.cx.succession.may_precede_us()
+    }
+
     /// Rules of ours are there already: a predecessor of this agent put them in. They are replaced, in one
     /// transaction, by today's, and keep the connections that they kept. One that ended in the middle of enrolling the pod
     /// had not got as far as the journal, nor to saying which those are: then they are listed now, and so they are when
@@ -269,7 +118,8 @@ impl PodTask {
         self.hand(self.workload(netns));
         if !*self.cx.ztunnel.any_ready().borrow() {
             // The snapshot of the next one has the pod, and its answer is what goes on here.
-            return Err("waiting for ztunnel: none is connected".into());
+            self.lacks_ztunnel = Some(netns.id());
+            return Err(NO_ZTUNNEL.into());
         }
         self.hand_over(netns, Instant::now() + LIVE_HANDOVER)
             .await
@@ -307,7 +157,7 @@ impl PodTask {
     }
 
     /// Puts a plan in force in a namespace that has none, and takes note of what the kernel then shows.
-    async fn commit(
+    pub(super) async fn commit(
         &mut self,
         netns: &Arc<Netns>,
         plan: RedirectPlan,
@@ -403,9 +253,4 @@ impl PodTask {
             Err(error) => self.unfinished(format!("its rules could not be put back: {error}")),
         }
     }
-}
-
-fn refusal(code: u32, attachment: &Attachment, why: &str) -> Reply {
-    let pod = attachment.pod.as_ref().map_or_else(|| attachment.id.container_id.clone(), ToString::to_string);
-    Reply::Error { code, msg: format!("pod {pod}: {why}; see: sluicectl why {pod}"), details: String::new() }
 }

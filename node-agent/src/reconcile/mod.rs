@@ -3,6 +3,7 @@
 //! Each pod has one task ([`pod`]) that does one step at a time; pods do not wait for each other. This file is the
 //! switchboard: it keeps what all pods share and passes every event on to the pods that it concerns.
 
+mod add;
 mod admit;
 mod adopting;
 mod calls;

@@ -50,6 +50,8 @@ pub(super) struct PodTask {
     pub(super) deleted: bool,
     /// When the runtime was last asked about a namespace that was found without its word.
     pub(super) asked: Option<Instant>,
+    /// The namespace that was looked at, had nothing of anybody's in it, and lacks only a ztunnel.
+    pub(super) lacks_ztunnel: Option<NetnsId>,
     /// The connections whose ztunnel acknowledged the pod.
     pub(super) acked_by: BTreeSet<u64>,
     pub(super) drift_repairs: u64,
@@ -107,6 +109,7 @@ impl PodTask {
             released: None,
             deleted: false,
             asked: None,
+            lacks_ztunnel: None,
             acked_by: BTreeSet::new(),
             drift_repairs: 0,
             path_seen: false,

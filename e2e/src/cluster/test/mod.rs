@@ -5,6 +5,7 @@
 //! a capture, [`audit`] that of the requests, [`sandboxes`] that of those that failed; all are pure.
 
 pub mod audit;
+pub mod container_log;
 pub mod demo;
 pub mod leaks;
 pub mod lives;

@@ -1,5 +1,6 @@
 //! What the scenarios share: the cluster, what the API server shows of it, the stand-in for istiod, and how to look.
 
+use super::container_log::{self, Line};
 use super::leaks::{Judgement, judge};
 use super::lives::lives;
 use super::wire::Wire;
@@ -320,20 +321,7 @@ impl Stage {
         let name = format!("{}_{}_{}", pod.namespace, pod.name, pod.uid);
         let dir =
             self.cluster.node(&pod.node)?.path(Path::new("/var/log/pods").join(name).join(container))?;
-        let mut files: Vec<_> = std::fs::read_dir(&dir)
-            .with_context(|| format!("list {}", dir.display()))?
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
-        // 0.log, 1.log, …, one for each restart.
-        files.sort_by_key(|path| (path.as_os_str().len(), path.clone()));
-        let mut lines = Vec::new();
-        for file in files {
-            // `stdout F` and the like: the runtime writes `TIME STREAM TAG TEXT` (CRI's log format).
-            let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
-            lines.extend(text.lines().filter_map(Line::parse));
-        }
-        Ok(lines)
+        container_log::read(&dir)
     }
 
     /// Listens everywhere.
@@ -391,35 +379,4 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     let status = Command::new("cp").arg("-r").arg(from).arg(to).status()?;
     ensure!(status.success(), "copy {}: {status}", from.display());
     Ok(())
-}
-
-/// A line of a container's log.
-#[derive(Clone, Debug)]
-pub struct Line {
-    /// When it was said.
-    pub at: SystemTime,
-    /// What.
-    pub text: String,
-}
-
-impl Line {
-    fn parse(line: &str) -> Option<Self> {
-        let mut parts = line.splitn(4, ' ');
-        let at: jiff::Timestamp = parts.next()?.parse().ok()?;
-        Some(Self { at: at.into(), text: parts.nth(2)?.to_owned() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_runtime_s_log_line_is_read() {
-        let line = Line::parse(r#"2026-01-01T00:00:00.5Z stdout F {"event": "add"}"#).unwrap();
-        assert_eq!(line.text, r#"{"event": "add"}"#);
-        let since = line.at.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-        assert_eq!(since.subsec_millis(), 500);
-        assert!(Line::parse("nonsense").is_none());
-    }
 }
