@@ -57,7 +57,7 @@ deny: ## Check licences, bans and sources of the dependencies
 	@ci/deny
 
 .PHONY: test
-test: setup check build namespaces ## check, and everything in network namespaces (needs root)
+test: setup check build namespaces chart-test cluster-test ## check, all in network namespaces, the chart, the cluster (needs root, Go)
 	@echo "make test: everything passed"
 
 .PHONY: namespaces
