@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -136,7 +137,12 @@ func (c *conf) delegation(lease *lease) (string, []byte, error) {
 	}
 	var ranges, routes []any
 	for _, subnet := range lease.subnets {
-		ranges = append(ranges, []any{map[string]any{"subnet": subnet}})
+		// flanneld writes the gateway's address in it.
+		_, network, err := net.ParseCIDR(subnet)
+		if err != nil {
+			return "", nil, err
+		}
+		ranges = append(ranges, []any{map[string]any{"subnet": network.String()}})
 	}
 	for _, network := range lease.networks {
 		routes = append(routes, map[string]any{"dst": network})
