@@ -154,6 +154,7 @@ impl Outbox {
             && let Some(netns) = &workload.netns
             && let Some(other) = self.occupant(netns.id(), &workload.uid)
         {
+            self.leaving(&other);
             return Ok(Step::Evict(other));
         }
         match self.queue.pop_front() {
@@ -161,7 +162,10 @@ impl Outbox {
                 self.asked(&workload);
                 return Ok(Step::Add(workload));
             }
-            Some(Work::Del(uid, waiters)) => return Ok(Step::Del(uid, waiters)),
+            Some(Work::Del(uid, waiters)) => {
+                self.leaving(&uid);
+                return Ok(Step::Del(uid, waiters));
+            }
             None => {}
         }
         let again = self.pods.values().filter_map(|pod| match pod.standing {
@@ -180,6 +184,13 @@ impl Outbox {
     fn occupant(&self, netns: NetnsId, uid: &PodUid) -> Option<PodUid> {
         let other = self.pods.iter().find(|(other, pod)| *other != uid && pod.netns == Some(netns));
         other.map(|(other, _)| other.clone())
+    }
+
+    /// From the moment a Del goes out the pod counts as served no more.
+    fn leaving(&mut self, uid: &PodUid) {
+        if let Some(pod) = self.pods.get_mut(uid) {
+            pod.standing = Standing::Asked;
+        }
     }
 
     fn asked(&mut self, workload: &Workload) {
@@ -233,6 +244,14 @@ impl Outbox {
     /// Where a pod stands.
     pub fn standing(&self, uid: &PodUid) -> Option<&Standing> {
         self.pods.get(uid).map(|pod| &pod.standing)
+    }
+
+    /// Whether this ztunnel has said that it serves the pod in this namespace, and nothing about the pod is on its way.
+    pub fn serves(&self, workload: &Workload) -> bool {
+        let netns = workload.netns.as_ref().map(|netns| netns.id());
+        let acked = |pod: &Pod| pod.netns == netns && pod.standing == Standing::Acked;
+        self.pods.get(&workload.uid).is_some_and(acked)
+            && self.queue.iter().all(|work| work.uid() != &workload.uid)
     }
 
     /// A newer connection is gone, so that this one may have to serve what only that one was told.

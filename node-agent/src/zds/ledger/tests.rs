@@ -95,7 +95,21 @@ impl World {
         }
         let uid = workload.uid.clone();
         self.wanted.insert(uid.clone(), workload.clone());
-        self.tickets.push((uid, self.ledger.add(workload)));
+        let mut ticket = self.ledger.add(workload.clone());
+        if let Ok((peer, answer)) = ticket.answer.try_recv() {
+            assert_eq!(answer, Ok(()));
+            self.must_serve(peer.connection, &workload);
+        }
+        self.tickets.push((uid, ticket));
+    }
+
+    /// An Add that was answered without being told: it must be served there, and nothing under way may end that.
+    fn must_serve(&self, connection: u64, workload: &Workload) {
+        let newest = self.models.iter().rev().find(|model| model.snapshot_done).expect("one is ready");
+        assert_eq!(newest.connection, connection, "an older one's word");
+        assert_eq!(newest.up.get(&workload.uid).copied(), netns_of(workload), "it is not served");
+        let ends = matches!(&newest.step, Some(Step::Del(uid, _) | Step::Evict(uid)) if *uid == workload.uid);
+        assert!(!ends, "its Del is under way");
     }
 
     fn del(&mut self, uid: &PodUid) {
