@@ -117,6 +117,11 @@ pub(super) fn choose(
 fn may(primary: &Found<'_>, way: Way) -> Result<(), String> {
     let name = primary.name;
     match way {
+        Way::DropIn if primary.behind.is_some() => {
+            // The runtime's libcni adds drop-ins to the list that it loads itself: the meta-plugin's.
+            let meta = primary.behind.unwrap_or_default();
+            Err(format!("{name} is read by {meta}, which adds no drop-ins to it"))
+        }
         Way::DropIn if !primary.list => Err(format!("{name} is no list, and only lists take drop-ins")),
         Way::DropIn if !primary.takes_drop_ins => Err(format!("{name} sets loadOnlyInlinedPlugins")),
         Way::DropIn if !primary.network.as_deref().is_some_and(is_network_name) => {

@@ -137,7 +137,16 @@ fn our_own_list_goes_with_the_primarys_but_for_a_reboot() {
 fn behind_multus_its_primary_is_joined_and_never_shadowed() {
     let both = [("00-multus.conf", MULTUS), ("10-p.conflist", LIST)];
     let wanted = directory(&[("00-multus.conf", MULTUS), ("10-p.conflist", CHAINED)], &[]);
-    settles(&directory(&both, &[]), &wish(), &wanted);
+    // A runtime that adds drop-ins adds them to Multus' list and never to the primary's (silent bypass if we believed it).
+    for drop_ins in [DropIns::Unknown, DropIns::Ignored, DropIns::Added] {
+        let wish = Wish { drop_ins, ..wish() };
+        for there in [&[][..], &[("net", OURS)]] {
+            assert_eq!(settles(&directory(&both, there), &wish, &wanted).way, Way::InPlace, "{drop_ins:?}");
+        }
+        let asked = Wish { way: Some(Way::DropIn), ..wish };
+        let Plan { steps, outcome } = plan(&directory(&both, &[]), &asked);
+        assert!(steps.is_empty() && outcome.unwrap_err().contains("00-multus.conf"));
+    }
     let single = directory(&[("00-multus.conf", MULTUS), ("10-p.conf", SINGLE)], &[]);
     for way in [None, Some(Way::Owned)] {
         let Plan { steps, outcome } = plan(&single, &Wish { way, ..wish() });

@@ -67,7 +67,7 @@ func add(args *skel.CmdArgs) error {
 	if err := os.WriteFile(filepath.Join(conf.DataDir, args.ContainerID), delegated, 0o600); err != nil {
 		return err
 	}
-	result, err := invoke.DelegateAdd(context.TODO(), kind, delegated, nil)
+	result, err := invoke.DelegateAdd(context.Background(), kind, delegated, nil)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := invoke.DelegateDel(context.TODO(), kind, delegated, nil); err != nil {
+	if err := invoke.DelegateDel(context.Background(), kind, delegated, nil); err != nil {
 		return err
 	}
 	return os.Remove(path)
@@ -103,7 +103,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	return invoke.DelegateCheck(context.TODO(), kind, delegated, nil)
+	return invoke.DelegateCheck(context.Background(), kind, delegated, nil)
 }
 
 func parse(stdin []byte) (*conf, error) {

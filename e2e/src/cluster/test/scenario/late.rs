@@ -50,7 +50,7 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
         Ok(format!("{PODS} pods are enabled, restart counts 0"))
     });
     report.check(
-        &format!("{PODS} pods are adopted within {} s of the agent's start", LIMIT.as_secs()),
+        &format!("{PODS} pods are adopted within {} s of the agent's start and ztunnel's connection", LIMIT.as_secs()),
         || {
             let took = adoption(stage)?;
             ensure!(took <= LIMIT, "it took {:.2} s", took.as_secs_f32());
