@@ -14,7 +14,7 @@ use sluice_shared::install::Installation;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::JoinHandle;
@@ -31,9 +31,14 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Node {
     pub dir: PathBuf,
     installer: Option<Child>,
+    /// What the installer had written down when the one that runs was started.
+    before: Option<Stamp>,
     agent: Option<Agent>,
     options: Vec<String>,
 }
+
+/// Tells one writing of a file from the next: inode, seconds and nanoseconds.
+type Stamp = (u64, i64, i64);
 
 /// An agent that serves.
 struct Agent {
@@ -51,7 +56,7 @@ impl Node {
         for sub in ["conf", "bin", "state", "run"] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        let mut node = Self { dir, installer: None, agent: None, options: Vec::new() };
+        let mut node = Self { dir, installer: None, before: None, agent: None, options: Vec::new() };
         for plugin in
             ["ptp", "portmap", "bridge", "ovn-k8s-cni-overlay", "cilium-cni", "linkerd-cni", "multus"]
         {
@@ -113,6 +118,7 @@ impl Node {
 
     /// Starts `sluice-install run`.
     pub fn start(&mut self) -> Result<()> {
+        self.before = self.stamp();
         let options: Vec<_> = self.options.iter().map(String::as_str).collect();
         let log = File::options().create(true).append(true).open(self.dir.join("install.log"))?;
         let child = self.command("run", &options)?.stderr(log).spawn().context("start sluice-install")?;
@@ -120,13 +126,40 @@ impl Node {
         Ok(())
     }
 
-    /// Starts it and waits until we are in the chain.
+    /// Starts it and waits until we are in the chain, and it says so.
     pub fn start_chained(&mut self, libcni: Libcni) -> Result<()> {
         self.start()?;
         self.until("our entry is in the chain", PATIENCE, |node| node.once(libcni))?;
+        self.runs()?;
+        self.says_chained()?;
         // Later checks are about what happens from here on.
         std::thread::sleep(Duration::from_millis(100));
         Ok(())
+    }
+
+    /// Waits until the installer that was started has looked, and written down what it found: what an earlier one wrote
+    /// is no sign of it.
+    pub fn runs(&self) -> Result<()> {
+        self.until("the installer has looked", PATIENCE, |node| {
+            ensure!(node.stamp().is_some_and(|now| Some(now) != node.before), "it has written nothing down");
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    /// Waits until the installer has written down that we are in the chain, which comes after the fact.
+    pub fn says_chained(&self) -> Result<()> {
+        self.until("the installer says that we are in the chain", PATIENCE, |node| {
+            let state = node.state()?;
+            ensure!(state.state.is_chained(), "{state:?}");
+            Ok(())
+        })
+        .map(drop)
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let found = fs::metadata(self.dir.join("run/install.json")).ok()?;
+        Some((found.ino(), found.mtime(), found.mtime_nsec()))
     }
 
     pub fn signal(&self, signal: Signal) -> Result<()> {

@@ -136,7 +136,7 @@ fn watchdog(parent: &Path, name: &str) -> Result<String> {
         node.start_chained(libcni)?;
         for gap in [100, 900] {
             fs::remove_file(node.conf().join(file))?;
-            node.until("the node is NotReady, as netd means it", CONVERGED, |node| {
+            node.until("the node is NotReady, as netd means it", CONVERGED + LOADED, |node| {
                 ensure!(node.network(libcni).is_err(), "pods would start");
                 Ok(())
             })?;
@@ -164,6 +164,7 @@ fn generator(parent: &Path, name: &str) -> Result<String> {
         node.is_theirs(file, &aws(0))
     };
     node.until("multus calls us once", PATIENCE, chained)?;
+    node.says_chained()?;
     let (writes, generated) = (node.state()?.writes, multus.count());
     std::thread::sleep(Duration::from_secs(3));
     ensure!(node.state()?.writes == writes && multus.count() == generated, "two that follow each other");

@@ -84,10 +84,8 @@ fn restarts(parent: &Path, name: &str) -> Result<String> {
         node.end(signal)?;
         node.is_as(&before)?;
         node.start()?;
-        node.until("it runs again", PATIENCE, |node| {
-            ensure!(node.state()?.writes > 0, "no state");
-            Ok(())
-        })?;
+        node.runs()?;
+        ensure!(node.state()?.writes > 0, "no state");
         std::thread::sleep(Duration::from_millis(300));
     }
     node.is_as(&before)?;
@@ -116,6 +114,11 @@ fn upgrade(parent: &Path, name: &str) -> Result<String> {
     );
     by_rename(&node.conf().join("10-aws.conflist"), &aws(2), 0o644)?;
     node.once(Libcni::New)?;
+    node.until("the installer says which way it is", PATIENCE, |node| {
+        let state = node.state()?;
+        ensure!(state.way == Some(Way::DropIn), "{state:?}");
+        Ok(())
+    })?;
     let writes = node.state()?.writes;
     std::thread::sleep(Duration::from_millis(1200));
     ensure!(node.state()?.writes == writes, "a rewrite of the primary made us write");
@@ -140,7 +143,7 @@ fn tracks(parent: &Path, name: &str) -> Result<String> {
     ensure!(mode == 0o600, "our list has mode {mode:o}, and the primary's 600");
     // ovnkube-node's preStop: the node must be NotReady then, and not by our list Ready.
     fs::remove_file(node.conf().join(file))?;
-    let took = node.until("our list is gone with the primary's", CONVERGED, |node| {
+    let took = node.until("our list is gone with the primary's", CONVERGED + LOADED, |node| {
         ensure!(node.network(Libcni::Old).is_err(), "pods would still start");
         Ok(())
     })?;
@@ -152,12 +155,13 @@ fn tracks(parent: &Path, name: &str) -> Result<String> {
 fn status(parent: &Path, name: &str) -> Result<String> {
     let mut node = Node::new(parent, name, &[("10-aws.conflist", "{ \"cniVersion\":", 0o644)])?;
     node.start()?;
-    std::thread::sleep(Duration::from_millis(500));
+    node.runs()?;
     let output = node.run("status", &[])?;
     let said = String::from_utf8(output.stdout)?;
     ensure!(!output.status.success() && said.contains("10-aws.conflist") && said.contains("EOF"), "{said}");
     fs::write(node.conf().join("10-aws.conflist"), aws(1))?;
     node.converges(Libcni::Old)?;
+    node.says_chained()?;
     let output = node.run("status", &[])?;
     let said = String::from_utf8(output.stdout)?;
     ensure!(output.status.success() && said.contains("in-place") && said.contains("has our entry"), "{said}");
