@@ -97,6 +97,12 @@ impl Ns {
         self.command("nft", &["-f", "-"], script)
     }
 
+    /// Links that are made from now on have their own link-local address as soon as they are up, and not when nobody has
+    /// claimed it for a second or two: it would come in the middle of a test.
+    fn without_duplicate_detection(&self) {
+        self.run(|| std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")).expect("accept_dad");
+    }
+
     /// Everything that the agent could leave behind.
     pub fn snapshot(&self) -> String {
         let shown = [
@@ -121,6 +127,9 @@ impl World {
     /// A pod with addresses of both families.
     pub fn new() -> Self {
         let (pod, outside) = (Ns::new(), Ns::new());
+        for ns in [&pod, &outside] {
+            ns.without_duplicate_detection();
+        }
         let peer = format!("/proc/{}/fd/{}", std::process::id(), outside.0.as_raw_fd());
         pod.ip(&format!("link add eth0 type veth peer name eth0 netns {peer}"));
         for (ns, v4, v6) in [(&pod, POD4, POD6), (&outside, OUTSIDE4, OUTSIDE6)] {
@@ -133,8 +142,11 @@ impl World {
         outside.ip(&format!("-6 addr add {FAR6} dev lo nodad"));
         pod.ip(&format!("-4 route add default via {OUTSIDE4}"));
         pod.ip(&format!("-6 route add default via {OUTSIDE6}"));
-        // The link is up on both ends, and its route is there, a moment later.
-        eventually(|| pod.ip("-6 route get fd07::1").contains("eth0").then_some(()));
+        // The link is up on both ends, and what the kernel adds by itself is there, a moment later.
+        for (ns, other) in [(&pod, OUTSIDE6), (&outside, POD6)] {
+            eventually(|| ns.ip(&format!("-6 route get {other}")).contains("eth0").then_some(()));
+            eventually(|| ns.ip("-6 route show table local").contains("local fe80::").then_some(()));
+        }
         let kernel = kernel();
         let netns = kernel.adopt(pod.fd()).expect("adopt the pod");
         Self { kernel, pod, outside, netns }
