@@ -115,6 +115,7 @@ mod tests {
                 "rpFilter=2",
                 "probes=source",
                 "probes=none",
+                "probes=auto",
             ]
         );
     }

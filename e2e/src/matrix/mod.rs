@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`describe`], [`words`], [`axes`] | what a cell is, from its file; how it is varied |
 //! | [`side`], [`emulate`], [`faults`] | what is done to network namespaces |
-//! | [`stage`] | a standing cell |
+//! | [`stage`], `places`, `pods` | a standing cell |
 //! | [`checks`], [`snapshot`] | what is looked at |
 //! | [`run`], [`record`] | running all of it, and what came of it |
 //! | [`page`], [`picture`] | the support matrix for people |
@@ -16,6 +16,8 @@ pub mod emulate;
 pub mod faults;
 pub mod page;
 pub mod picture;
+mod places;
+mod pods;
 pub mod record;
 pub mod run;
 pub mod side;

@@ -3,8 +3,9 @@
 use super::axes::{Variant, variants};
 use super::checks::{self, Check};
 use super::describe::{Cell, Limit, Plugins};
+use super::places::built_plugins;
 use super::record::{Outcome, Reason, Record, Run};
-use super::stage::{Stage, built_plugins};
+use super::stage::Stage;
 use crate::lab::cni::chains;
 use crate::lab::outer::Outer;
 use anyhow::{Result, anyhow};

@@ -9,29 +9,26 @@
 //! | `e` | of the mesh; comes and goes |
 
 use super::axes::Variant;
-use super::describe::{Cell, Families, Fault, Plugins, Secondary, Side};
-use super::emulate::Emulation;
+use super::describe::{Cell, Families, Fault, Secondary};
 use super::faults::{self, Refusal};
-use super::side;
-use super::words::{self, Kept, Words};
+use super::places::{self, Places};
+use super::pods::{addresses, mesh, spec};
 use crate::lab::agent::Agent;
-use crate::lab::cni::{Attachment, NetworkList, chains};
+use crate::lab::cni::{Attachment, NetworkList};
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
-use crate::lab::pod::{Pod, PodSpec, addresses_of};
-use crate::lab::process::{Launch, Process, binary};
+use crate::lab::pod::{Pod, addresses_of};
+use crate::lab::process::Process;
 use crate::lab::scene::{MESH, PLAIN, PORT};
-use crate::lab::topology::{self, Node, OUTSIDE_V4, OUTSIDE_V6};
+use crate::lab::topology::{Node, OUTSIDE_V4, OUTSIDE_V6};
 use crate::lab::traffic::echo::Echo;
-use crate::lab::xds::Mesh;
 use crate::lab::ztunnel::Ztunnel;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_shared::admin::State;
 use sluice_shared::contract::{LABEL_DATAPLANE_MODE, MODE_AMBIENT};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 /// The service of `b` that ztunnel knows, IPv4 and IPv6.
 pub const SERVICE: [&str; 2] = ["10.96.0.11", "fd96::11"];
@@ -41,12 +38,6 @@ pub const FOREIGN_SERVICE: [&str; 2] = ["10.96.0.200", "fd96::200"];
 pub const NODE_PORT: u16 = 30080;
 /// Where clouds serve metadata.
 pub const METADATA: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
-/// The way out is narrower than any pod's link, so that large transfers must learn it.
-const PATH_MTU: u32 = 1400;
-/// The pods, in the order of their ADDs.
-const PODS: [&str; 5] = ["c", "a", "b", "d", "e"];
-/// Where real plugins are that are not the distribution's, below the build's directory.
-const BUILT_PLUGINS: [&str; 2] = ["cluster/bin/cni", "cni/bin"];
 
 /// A standing cell. Dropping it ends what runs in it.
 #[derive(Debug)]
@@ -78,22 +69,13 @@ pub struct Stage<'a> {
     _refusal: Option<Refusal>,
 }
 
-/// The places, before anything of Sluice runs.
-struct Places {
-    fabric: Netns,
-    outside: Netns,
-    place: Netns,
-    node: Node,
-    programs: Vec<Process>,
-}
-
 impl<'a> Stage<'a> {
     /// Builds a cell and waits until its pods run and those of the mesh are captured.
     ///
     /// # Errors
     /// What did not come to stand.
     pub fn stand(outer: &Outer, world: &str, cell: &'a Cell, variant: &'a Variant) -> Result<Self> {
-        let Places { fabric, outside, place, node, programs } = places(outer, world, cell, variant)?;
+        let Places { fabric, outside, place, node, programs } = places::places(outer, world, cell, variant)?;
         let refusal =
             (variant.fault == Some(Fault::RefusesRules)).then(|| faults::refusing_rules(&node.netns));
         let refusal = refusal.transpose()?;
@@ -156,7 +138,7 @@ impl<'a> Stage<'a> {
                 a.facts.ips.iter().map(|ip| self.source_towards(*ip)).collect::<Result<Vec<_>>>()?;
             faults::at_link(fault, &self.place, &self.host_end(a)?, &sources)?;
         }
-        kube_proxy(&self.node, &self.place, self.pod("a"))?;
+        places::kube_proxy(&self.node, &self.place, self.pod("a"))?;
         self._servers = servers;
         Ok(())
     }
@@ -170,7 +152,7 @@ impl<'a> Stage<'a> {
         self.agent.pods.pod(&spec.facts)?;
         let pod = self.node.sandbox(&spec)?;
         if let Some(value) = self.variant.rp_filter {
-            reverse_path(&pod.netns, value)?;
+            places::reverse_path(&pod.netns, value)?;
         }
         if self.variant.families == Families::V6Disabled {
             for device in ["all", "default", "lo"] {
@@ -241,192 +223,4 @@ impl<'a> Stage<'a> {
     pub fn outside_like(like: IpAddr) -> IpAddr {
         if like.is_ipv4() { OUTSIDE_V4.into() } else { OUTSIDE_V6.into() }
     }
-}
-
-/// Which pods there are, as the API server has them.
-fn spec(name: &str) -> PodSpec {
-    let namespace = if ["a", "b", "e"].contains(&name) { MESH } else { PLAIN };
-    let mut spec = PodSpec::new(namespace, name);
-    spec.facts.probe_ports = vec![PORT];
-    spec
-}
-
-fn number(cell: &Cell, name: &str) -> u8 {
-    let position = PODS.iter().position(|pod| *pod == name).and_then(|position| u8::try_from(position).ok());
-    cell.addresses.first + position.unwrap_or(u8::MAX)
-}
-
-fn addresses(cell: &Cell, variant: &Variant, name: &str) -> Result<Vec<IpAddr>> {
-    let families = variant.families;
-    let patterns = [(&cell.addresses.v4, families.v4()), (&cell.addresses.v6, families.v6())];
-    let wanted = patterns.into_iter().filter_map(|(pattern, wanted)| pattern.as_ref().filter(|_| wanted));
-    wanted.map(|pattern| words::address(pattern, number(cell, name)).map_err(|why| anyhow!(why))).collect()
-}
-
-fn mesh(cell: &Cell, variant: &Variant, node: &Node) -> Result<Mesh> {
-    let mut mesh = Mesh::default();
-    for name in PODS {
-        let hbone = ["a", "b"].contains(&name);
-        mesh = mesh.workload(&node.name, &spec(name), &addresses(cell, variant, name)?, hbone);
-        if name == "b" {
-            let vips: Vec<IpAddr> = SERVICE.iter().filter_map(|vip| vip.parse().ok()).collect();
-            mesh = mesh.service("b", &vips, PORT, PORT);
-        }
-    }
-    Ok(mesh)
-}
-
-fn places(outer: &Outer, world: &str, cell: &Cell, variant: &Variant) -> Result<Places> {
-    for dir in &cell.forget {
-        match std::fs::remove_dir_all(dir) {
-            Err(why) if why.kind() != std::io::ErrorKind::NotFound => return Err(why.into()),
-            _ => {}
-        }
-    }
-    let (fabric, outside) = topology::surroundings(world)?;
-    fabric.ip(&format!(
-        "addr add {}/32 dev lo\naddr add {}/128 dev lo nodad\nlink set outside mtu {PATH_MTU}\n",
-        METADATA[0], METADATA[1]
-    ))?;
-    let router = cell.router.as_ref().map(|_| topology::host(&format!("{world}.router"))).transpose()?;
-    let (netns, v4, v6) = topology::on_fabric(world, 1, &fabric)?;
-    let mut words = words::of_node(v4, v6, cell.mtu)
-        .with("node", netns.name())
-        .with("fabric", fabric.name())
-        .with("outside", outside.name())
-        .with("dir", &topology::directory(outer, world, "node1")?.display());
-    if let Some(router) = &router {
-        words = words.with("router", router.name());
-    }
-    if let Some(value) = variant.rp_filter {
-        reverse_path(&netns, value)?;
-    }
-    if let Some(value) = variant.bridge_nf_call {
-        for key in ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables"] {
-            netns.sysctl(key, &value.to_string())?;
-        }
-    }
-    let put = |netns: &Netns, side: &Side| side::apply(netns, &words.put_into_side(side, Kept::ALL));
-    put(&fabric, &cell.fabric)?;
-    put(&netns, &cell.node)?;
-    if let (Some(netns), Some(side)) = (&router, &cell.router) {
-        put(netns, side)?;
-    }
-    for network in &cell.networks {
-        let via = if network.contains(':') { v6.to_string() } else { v4.to_string() };
-        fabric.ip(&format!("route add {network} via {via}\n"))?;
-    }
-    let place = if cell.link.at_router { router.context("no router")? } else { netns.clone() };
-    let path = plugins(outer, world, cell, variant, &words, &place)?;
-    let node = Node::furnish(outer, world, 1, (netns, v4, v6), path, list(outer, world, cell, &words)?)?;
-    let programs = company(cell, &words, &node)?;
-    Ok(Places { fabric, outside, place, node, programs })
-}
-
-/// The list that the primary leaves, with our entry behind.
-fn list(outer: &Outer, world: &str, cell: &Cell, words: &Words) -> Result<NetworkList> {
-    let mut cell = cell.clone();
-    cell.config.text = words.put_into(&cell.config.text);
-    let mut list = cell.list().map_err(|why| anyhow!(why))?;
-    let dir = topology::directory(outer, world, "node1")?;
-    let ours = chains::sluice_entry(&dir.join("run/agent.sock"), &dir.join("state"));
-    list.plugins.push(ours.as_object().cloned().context("our entry is no object")?);
-    Ok(list)
-}
-
-/// Where the chain's plugins are; the emulated one is put there.
-fn plugins(
-    outer: &Outer,
-    world: &str,
-    cell: &Cell,
-    variant: &Variant,
-    words: &Words,
-    place: &Netns,
-) -> Result<Vec<PathBuf>> {
-    let mut path = Vec::new();
-    let first = cell.first_plugin().map_err(|why| anyhow!(why))?;
-    if cell.plugins == Plugins::Emulated {
-        let numbers = PODS.iter().map(|name| ((*name).to_owned(), number(cell, name))).collect();
-        let families = (variant.families.v4(), variant.families.v6());
-        let dir = topology::directory(outer, world, "node1")?.join("bin");
-        Emulation::of(cell, words.clone(), place, families, numbers)?.install(&dir, &first)?;
-        path.push(dir);
-    }
-    path.extend(built_plugins());
-    path.push(chains::plugin_dir()?);
-    let ours = binary("sluice-cni")?;
-    path.push(ours.parent().context("a plugin without a directory")?.to_path_buf());
-    Ok(path)
-}
-
-/// Where plugins are that this project builds of others' sources, if they have been built.
-#[must_use]
-pub fn built_plugins() -> Vec<PathBuf> {
-    let this = std::env::current_exe().unwrap_or_default();
-    let target = this.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
-    let Some(target) = target else { return Vec::new() };
-    BUILT_PLUGINS.iter().map(|below| target.join(below)).filter(|dir| dir.is_dir()).collect()
-}
-
-/// Files and programs that the primary has on a node.
-fn company(cell: &Cell, words: &Words, node: &Node) -> Result<Vec<Process>> {
-    for (path, text) in &cell.files {
-        let path = PathBuf::from(words.put_into(path));
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        std::fs::write(&path, words.put_into(text)).with_context(|| format!("write {}", path.display()))?;
-    }
-    let mut programs = Vec::new();
-    for (name, command) in &cell.programs {
-        let (program, arguments) =
-            command.split_first().with_context(|| format!("programs.{name}: empty"))?;
-        let found = built_plugins().into_iter().map(|dir| dir.join(program)).find(|path| path.is_file());
-        let program = found.unwrap_or_else(|| PathBuf::from(program));
-        let launch = Launch::new(program, &node.netns)
-            .in_cgroup(&node.cgroup(name)?)
-            .args(arguments.iter().map(|argument| words.put_into(argument)));
-        programs.push(launch.start(name, &node.logs())?);
-    }
-    Ok(programs)
-}
-
-fn reverse_path(netns: &Netns, value: u8) -> Result<()> {
-    let devices = netns.run(|| {
-        let entries = std::fs::read_dir("/proc/sys/net/ipv4/conf")?;
-        Ok(entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect::<Vec<_>>())
-    })?;
-    devices
-        .iter()
-        .try_for_each(|device| netns.sysctl(&format!("ipv4/conf/{device}/rp_filter"), &value.to_string()))
-}
-
-/// Service addresses and a node port as kube-proxy makes them: where pods' packets pass, and on the node.
-fn kube_proxy(node: &Node, place: &Netns, pod: &Pod) -> Result<()> {
-    let mut rules = format!(
-        "ip daddr {} tcp dport {PORT} dnat ip to {OUTSIDE_V4}:{PORT}\n\
-         ip6 daddr {} tcp dport {PORT} dnat ip6 to [{OUTSIDE_V6}]:{PORT}\n",
-        FOREIGN_SERVICE[0], FOREIGN_SERVICE[1]
-    );
-    for ip in &pod.facts.ips {
-        rules.push_str(&match ip {
-            IpAddr::V4(ip) => {
-                format!("ip daddr {} tcp dport {NODE_PORT} dnat ip to {ip}:{PORT}\n", node.v4)
-            }
-            IpAddr::V6(ip) => {
-                format!("ip6 daddr {} tcp dport {NODE_PORT} dnat ip6 to [{ip}]:{PORT}\n", node.v6)
-            }
-        });
-    }
-    let table = format!(
-        "table inet kube-proxy {{\n\
-         chain services {{ type nat hook prerouting priority dstnat; {rules} }}\n\
-         chain node_ports {{ type nat hook postrouting priority srcnat; \
-         meta l4proto tcp ct original proto-dst {NODE_PORT} masquerade; }}\n}}\n"
-    );
-    let router = (place.name() != node.netns.name()).then_some(place);
-    [Some(&node.netns), router].into_iter().flatten().try_for_each(|netns| side::nft(netns, &table))
 }
