@@ -5,6 +5,7 @@ use super::side;
 use crate::lab::eventually;
 use crate::lab::netns::Netns;
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::IpAddr;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -27,11 +28,11 @@ impl Drop for Refusal {
     }
 }
 
-/// Puts a fault at the host's end of a pod's link; `node` are the addresses that the node calls it from. What the node itself does is in [`refusing_rules`].
+/// Puts a fault at the host's end of a pod's link; `node` are the node's own addresses. What the node itself does is in [`refusing_rules`].
 ///
 /// # Errors
 /// When nft refuses.
-pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &[IpAddr]) -> Result<()> {
+pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &BTreeSet<IpAddr>) -> Result<()> {
     let hook = |hook: &str, rules: &str| {
         format!(
             "table netdev dataplane_{hook} {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"
@@ -59,13 +60,10 @@ pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &[IpAddr]) -> Resu
         // Opening SYNs; answers on connections that the pod began pass.
         Fault::AdmitsNodeOnly => {
             let opening = "tcp flags & (fin | syn | rst | ack) == syn";
-            let rules: Vec<String> = node
-                .iter()
-                .map(|own| {
-                    let family = if own.is_ipv4() { "ip" } else { "ip6" };
-                    format!("{opening} {family} saddr != {own} drop")
-                })
-                .collect();
+            let rules = [("ip", true), ("ip6", false)].map(|(family, v4)| {
+                let own = node.iter().filter(|own| own.is_ipv4() == v4).map(ToString::to_string);
+                format!("{opening} {family} saddr != {{ {} }} drop", own.collect::<Vec<_>>().join(", "))
+            });
             side::nft(place, &hook("egress", &rules.join("; ")))
         }
         Fault::RefusesRules => Ok(()),

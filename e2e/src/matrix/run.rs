@@ -6,14 +6,17 @@ use super::describe::{Cell, Limit, Plugins};
 use super::places::built_plugins;
 use super::record::{Outcome, Reason, Record, Run};
 use super::stage::Stage;
+use crate::lab::agent::PATIENCE;
 use crate::lab::cni::chains;
 use crate::lab::outer::Outer;
 use anyhow::{Result, anyhow};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// How long to wait for what should not come: two retransmits of a SYN.
+const NO_ANSWER: Duration = Duration::from_secs(5);
 /// After so many failures a run is given up.
 const ENOUGH: usize = 2;
 
@@ -70,6 +73,7 @@ fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Li
             axes = variant.values(&stage.probes);
             let mut outcomes = Vec::new();
             for check in checks::ALL.iter().filter(|check| check.applies(cell, variant)) {
+                stage.patience = if limit_of(check, &axes, limits).is_some() { NO_ANSWER } else { PATIENCE };
                 outcomes.push(judged(check, (check.look)(&mut stage, outer), &axes, limits));
                 // What is broken so far breaks most of the rest too, and each waits for its patience to end.
                 if outcomes.iter().filter(|outcome| !outcome.ok).count() >= ENOUGH {
@@ -91,9 +95,8 @@ fn judged(
     axes: &BTreeMap<String, String>,
     limits: &[&Limit],
 ) -> Outcome {
-    let names_it = |limit: &&&Limit| limit.checks.iter().any(|name| name == check.name);
-    let limit = limits.iter().filter(names_it).find(|limit| limit.holds_at(axes));
-    let reason = |limit: &&Limit| Reason { because: limit.because.clone(), instead: limit.instead.clone() };
+    let limit = limit_of(check, axes, limits);
+    let reason = |limit: &Limit| Reason { because: limit.because.clone(), instead: limit.instead.clone() };
     let (ok, limit, detail) = match (outcome, limit) {
         (Ok(detail), None) => (true, None, detail),
         (Ok(detail), Some(limit)) => (
@@ -105,6 +108,12 @@ fn judged(
         (Err(why), Some(limit)) => (true, Some(reason(limit)), format!("{why:#}")),
     };
     Outcome { check: check.name.to_owned(), ok, limit, detail }
+}
+
+/// Why a check cannot hold, if it cannot.
+fn limit_of<'a>(check: &Check, axes: &BTreeMap<String, String>, limits: &[&'a Limit]) -> Option<&'a Limit> {
+    let names_it = |limit: &&&Limit| limit.checks.iter().any(|name| name == check.name);
+    limits.iter().filter(names_it).find(|limit| limit.holds_at(axes)).copied()
 }
 
 /// Plugins of the chain that are nowhere to be found.

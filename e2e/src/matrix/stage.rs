@@ -13,7 +13,7 @@ use super::describe::{Cell, Families, Fault, Secondary};
 use super::faults::{self, Refusal};
 use super::places::{self, Places};
 use super::pods::{addresses, mesh, spec};
-use crate::lab::agent::Agent;
+use crate::lab::agent::{Agent, PATIENCE};
 use crate::lab::cni::{Attachment, NetworkList};
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
@@ -27,8 +27,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sluice_shared::admin::State;
 use sluice_shared::contract::{LABEL_DATAPLANE_MODE, MODE_AMBIENT};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 /// The service of `b` that ztunnel knows, IPv4 and IPv6.
 pub const SERVICE: [&str; 2] = ["10.96.0.11", "fd96::11"];
@@ -62,6 +63,8 @@ pub struct Stage<'a> {
     pub pods: BTreeMap<&'static str, Pod>,
     /// Addresses of pods on the second network, where there is one.
     pub second: BTreeMap<&'static str, IpAddr>,
+    /// How long a probe, or who pretends to be one, may take. Short where a limit says that it gets no answer.
+    pub patience: Duration,
     /// The probe strategy that is at work.
     pub probes: String,
     _servers: Vec<Echo>,
@@ -99,6 +102,7 @@ impl<'a> Stage<'a> {
             ztunnel,
             pods: BTreeMap::new(),
             second: BTreeMap::new(),
+            patience: PATIENCE,
             probes,
             _servers: Vec::new(),
             _programs: programs,
@@ -134,8 +138,9 @@ impl<'a> Stage<'a> {
         }
         for fault in [self.cell.datapath, self.variant.fault].into_iter().flatten() {
             let a = self.pod("a");
-            let sources =
-                a.facts.ips.iter().map(|ip| self.source_towards(*ip)).collect::<Result<Vec<_>>>()?;
+            let towards = a.facts.ips.iter().map(|ip| self.source_towards(*ip));
+            let fabric = [Ok(IpAddr::from(self.node.v4)), Ok(self.node.v6.into())];
+            let sources = towards.chain(fabric).collect::<Result<BTreeSet<_>>>()?;
             faults::at_link(fault, &self.place, &self.host_end(a)?, &sources)?;
         }
         places::kube_proxy(&self.node, &self.place, self.pod("a"))?;

@@ -8,13 +8,9 @@ use crate::lab::traffic::load::Path;
 use crate::matrix::stage::{NODE_PORT, Stage};
 use anyhow::{Context, Result, ensure};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
-
-/// A probe that does not get through is given up after two retransmits of its SYN.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 fn from_node(stage: &Stage<'_>, cgroup: &Cgroup, to: IpAddr) -> Result<(Path, SocketAddr)> {
-    let dial = Dial::to(SocketAddr::new(to, PORT)).recognised().patience(PATIENCE);
+    let dial = Dial::to(SocketAddr::new(to, PORT)).recognised().patience(stage.patience);
     let client = dial.ask_in(&stage.node.netns, cgroup, "GET /healthz")?;
     let path = if client.answer.is_direct() { Path::Direct } else { Path::Proxied };
     Ok((path, client.answer.seen))
@@ -40,7 +36,7 @@ pub fn others(stage: &mut Stage<'_>, _: &Outer) -> Result<String> {
         all.push(format!("another process → {ip}: seen from {seen}"));
         let node = SocketAddr::new(stage.node.address_like(*ip), NODE_PORT);
         let answer =
-            Dial::to(node).recognised().patience(PATIENCE).ask(&stage.outside, "by the node port")?;
+            Dial::to(node).recognised().patience(stage.patience).ask(&stage.outside, "by the node port")?;
         ensure!(answer.server == "a", "{node} was answered by {}", answer.server);
         ensure!(!answer.is_direct(), "outside → {node} reached the application itself, from {}", answer.seen);
         all.push(format!("outside → {node}: seen from {}", answer.seen));
