@@ -12,15 +12,21 @@ use std::process::Command;
 pub enum Primary {
     /// ptp, host-local and portmap, with leases that a reboot forgets: kindnet.
     Kindnet,
-    /// A bridge, host-local and portmap: flannel.
+    /// A bridge, host-local and portmap: what flannel's plugin comes to, without flanneld.
     Flannel,
+    /// flannel's plugin, by what the real flanneld wrote, and portmap.
+    Flanneld,
 }
 
 impl Primary {
-    /// The one that node `index` has: they alternate.
+    /// The one that node `index` has: they alternate, unless flanneld runs everywhere.
     #[must_use]
-    pub fn of_node(index: u8) -> Self {
-        if index % 2 == 1 { Self::Kindnet } else { Self::Flannel }
+    pub fn of_node(index: u8, flanneld: bool) -> Self {
+        match (flanneld, index % 2) {
+            (true, _) => Self::Flanneld,
+            (false, 1) => Self::Kindnet,
+            (false, _) => Self::Flannel,
+        }
     }
 
     /// The file that it leaves.
@@ -28,7 +34,7 @@ impl Primary {
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Kindnet => "10-kindnet.conflist",
-            Self::Flannel => "10-flannel.conflist",
+            Self::Flannel | Self::Flanneld => "10-flannel.conflist",
         }
     }
 
@@ -48,17 +54,20 @@ impl Primary {
                 {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": false,
                  "ipam": {"type": "host-local", "routes": routes, "ranges": ranges}},
                 portmap]}),
+            // As kube-flannel's own manifest has it.
+            Self::Flanneld => json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [
+                {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
+                portmap]}),
         }
     }
 }
 
-/// Writes a node's list, and with `chain_sluice` our plugin into `bin` and our entry at the list's end, as the
+/// Writes the list of node `index`'s primary, and with `chain_sluice` our plugin into `bin` and our entry at the list's end, as the
 /// installer's program renders it.
 ///
 /// # Errors
 /// When a program of ours is not built, or a file cannot be written.
-pub fn install(index: u8, conf: &Path, bin: &Path, chain_sluice: bool) -> Result<()> {
-    let primary = Primary::of_node(index);
+pub fn install(primary: Primary, index: u8, conf: &Path, bin: &Path, chain_sluice: bool) -> Result<()> {
     let path = conf.join(primary.file_name());
     let plain = serde_json::to_string_pretty(&primary.list(index))?;
     crate::lab::write_whole(&path, &plain)?;

@@ -30,7 +30,7 @@ use crate::lab::topology::host;
 use anyhow::{Context, Result, anyhow, ensure};
 use audit::Audit;
 use control_plane::ControlPlane;
-use node::{Node, Site};
+use node::{Node, Site, flanneld};
 use pki::Authority;
 use programs::Programs;
 use progress::Progress;
@@ -54,6 +54,8 @@ pub struct Options {
     pub max_pods: u16,
     /// Whether our plugin is chained behind each node's primary CNI.
     pub chain_sluice: bool,
+    /// With which backend the real flanneld is every node's primary CNI; the usual ones when it is none.
+    pub flanneld: Option<flanneld::Backend>,
     /// OCI archives that every node's containerd loads.
     pub images: Vec<PathBuf>,
 }
@@ -69,7 +71,7 @@ pub struct Cluster {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, max_pods: 200, chain_sluice: false, images: Vec::new() }
+        Self { nodes: 2, max_pods: 200, chain_sluice: false, flanneld: None, images: Vec::new() }
     }
 }
 
@@ -131,6 +133,9 @@ impl Cluster {
         progress.say("certificates, disks and the fabric are made");
         let cluster = Self { nodes, control_plane, fabric, dir, cgroups };
         cluster.start(&options.images)?;
+        if options.flanneld.is_some() {
+            cluster.start_flanneld()?;
+        }
         cluster.until_ready(&progress)?;
         Ok(cluster)
     }
@@ -269,6 +274,18 @@ impl Cluster {
             begun.flatten().and(booted)
         })?;
         at_once(&self.nodes, Node::join)
+    }
+
+    /// flanneld asks the API server for the node's range of pods, which no controller gives out here.
+    fn start_flanneld(&self) -> Result<()> {
+        self.apply(&flanneld::rights())?;
+        for (index, node) in (1..).zip(&self.nodes) {
+            let (v4, v6) = address::pods(index);
+            let ranges = serde_json::json!({"spec": {"podCIDR": v4, "podCIDRs": [v4, v6]}}).to_string();
+            let patch = ["patch", "node", node.name(), "--patch", ranges.as_str()];
+            eventually("the node to be known", Duration::from_secs(60), || self.kubectl(&patch))?;
+        }
+        at_once(&self.nodes, Node::start_flanneld)
     }
 
     fn until_ready(&self, progress: &Progress) -> Result<()> {

@@ -1,6 +1,7 @@
 //! `sluice-cluster`: Kubernetes on this machine, in a private world. See `sluice_e2e::cluster`.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_e2e::cluster::node::flanneld::Backend;
 use sluice_e2e::cluster::standing::Standing;
 use sluice_e2e::cluster::{Cluster, DIR, MAX_NODES, Options, node, test};
 use sluice_e2e::lab::outer;
@@ -42,6 +43,9 @@ enum What {
         /// Only this scenario; may be given more than once
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
+        /// With the real flanneld as every node's primary CNI
+        #[arg(long, value_name = "BACKEND")]
+        flanneld: Option<Backend>,
         /// Leave the cluster standing afterwards, until Ctrl-C
         #[arg(long)]
         keep: bool,
@@ -77,6 +81,9 @@ struct Up {
     /// Chain our plugin behind each node's primary CNI
     #[arg(long)]
     chain_sluice: bool,
+    /// With the real flanneld as every node's primary CNI
+    #[arg(long, value_name = "BACKEND")]
+    flanneld: Option<Backend>,
 }
 
 #[derive(Args)]
@@ -108,9 +115,9 @@ fn main() -> anyhow::Result<ExitCode> {
             enter.extend(or_shell(program));
             Standing::here()?.enter(&enter)?;
         }
-        What::Test { only, keep } => {
+        What::Test { only, flanneld, keep } => {
             let outer = outer::enter()?;
-            let held = test::run(&outer, &only, keep)?;
+            let held = test::run(&outer, &only, flanneld, keep)?;
             outer.exit(i32::from(!held))
         }
         What::Serve(up) => up.serve()?,
@@ -128,6 +135,9 @@ impl Up {
         if self.chain_sluice {
             serve.arg("--chain-sluice");
         }
+        if let Some(backend) = self.flanneld.and_then(|backend| backend.to_possible_value()) {
+            serve.arg("--flanneld").arg(backend.get_name());
+        }
         Standing::here()?.start(&mut serve)
     }
 
@@ -135,7 +145,12 @@ impl Up {
         // A closed terminal is no reason to end. The second execution leads the session already.
         let _ = nix::unistd::setsid();
         let outer = outer::enter()?;
-        let options = Options { nodes: self.nodes, chain_sluice: self.chain_sluice, ..Options::default() };
+        let options = Options {
+            nodes: self.nodes,
+            chain_sluice: self.chain_sluice,
+            flanneld: self.flanneld,
+            ..Options::default()
+        };
         let up = Cluster::up(&outer, &options.with_built_images()?);
         let _cluster = match up {
             Ok(cluster) => cluster,

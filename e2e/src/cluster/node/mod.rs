@@ -6,6 +6,7 @@
 
 pub mod containerd;
 pub mod enter;
+pub mod flanneld;
 pub mod init;
 pub mod kube_proxy;
 pub mod kubelet;
@@ -15,7 +16,7 @@ mod power;
 use super::pki::Authority;
 use super::programs::Programs;
 use super::progress::Progress;
-use super::{Options, address, chain};
+use super::{Options, address, chain, chain::Primary};
 use crate::lab::hierarchies::Subtree;
 use crate::lab::netns::Netns;
 use crate::lab::process::{Launch, Process, binary};
@@ -37,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Node {
     name: String,
     index: u8,
+    primary: Primary,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
     place: Place,
@@ -55,6 +57,7 @@ struct Running {
     netns: Option<Netns>,
     kubelet: Option<Process>,
     kube_proxy: Option<Process>,
+    flanneld: Option<Process>,
     containerd: Option<Process>,
     init: Option<Process>,
 }
@@ -87,7 +90,11 @@ impl Node {
             let plugin = plugin?;
             std::fs::copy(plugin.path(), bin.join(plugin.file_name())).context("copy a CNI plugin")?;
         }
-        chain::install(index, &place.disk("etc/cni/net.d"), &bin, options.chain_sluice)?;
+        let primary = Primary::of_node(index, options.flanneld.is_some());
+        if let Some(backend) = options.flanneld {
+            flanneld::configure(&place, authority, site.programs, backend)?;
+        }
+        chain::install(primary, index, &place.disk("etc/cni/net.d"), &bin, options.chain_sluice)?;
         containerd::configure(&place, site.programs)?;
         kubelet::configure(&place, authority, &name, [v4.into(), v6.into()], options)?;
         kube_proxy::configure(&place, authority, &name)?;
@@ -103,6 +110,7 @@ impl Node {
             cluster_cgroups: site.cgroups.clone(),
             running: Mutex::default(),
             index,
+            primary,
             name,
         })
     }
@@ -122,7 +130,8 @@ impl Node {
     /// # Errors
     /// When a program of ours is not built, or a file cannot be written.
     pub fn chain_sluice(&self) -> Result<()> {
-        chain::install(self.index, &self.place.disk("etc/cni/net.d"), &self.place.disk("opt/cni/bin"), true)
+        let bin = self.place.disk("opt/cni/bin");
+        chain::install(self.primary, self.index, &self.place.disk("etc/cni/net.d"), &bin, true)
     }
 
     /// Writes the primary CNI's list as it was before [`Node::chain_sluice`], and takes our plugin off.
@@ -131,7 +140,7 @@ impl Node {
     /// When a file cannot be written.
     pub fn unchain_sluice(&self) -> Result<()> {
         let bin = self.place.disk("opt/cni/bin");
-        chain::install(self.index, &self.place.disk("etc/cni/net.d"), &bin, false)?;
+        chain::install(self.primary, self.index, &self.place.disk("etc/cni/net.d"), &bin, false)?;
         match std::fs::remove_file(bin.join("sluice-cni")) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove sluice-cni"),
             _ => Ok(()),
@@ -314,14 +323,39 @@ impl Node {
         Ok(())
     }
 
+    /// Starts flanneld where it is the node's primary CNI, and returns when it has set the node up. Kubernetes must know
+    /// the node's range of pods by then.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends, with its last words.
+    pub fn start_flanneld(&self) -> Result<()> {
+        if self.primary != Primary::Flanneld {
+            return Ok(());
+        }
+        let mut process = self.start("flanneld", &flanneld::program(&self.name))?;
+        let file = self.path(flanneld::SUBNET_FILE)?;
+        eventually("flanneld to set the node up", PATIENCE, || {
+            process.must_run()?;
+            ensure!(file.is_file(), "there is no {}", flanneld::SUBNET_FILE);
+            Ok(())
+        })
+        .map_err(|why| why.context(process.last_words()))?;
+        self.lock().flanneld = Some(process);
+        self.progress.say(&format!("{}: flanneld is up", self.name));
+        Ok(())
+    }
+
     /// Fails if something on it has ended by itself.
     ///
     /// # Errors
     /// What, and its last words.
     pub fn must_run(&self) -> Result<()> {
         let mut running = self.lock();
-        let Running { kubelet, kube_proxy, containerd, init, .. } = &mut *running;
-        [init, containerd, kubelet, kube_proxy].into_iter().flatten().try_for_each(Process::must_run)
+        let Running { kubelet, kube_proxy, flanneld, containerd, init, .. } = &mut *running;
+        [init, containerd, kubelet, kube_proxy, flanneld]
+            .into_iter()
+            .flatten()
+            .try_for_each(Process::must_run)
     }
 
     /// A program on the node, in a cgroup below the node's.

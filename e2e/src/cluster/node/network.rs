@@ -5,11 +5,12 @@ use crate::lab::netns::Netns;
 use crate::lab::topology::host;
 use anyhow::Result;
 
-/// Node `index`'s network namespace, with one link to the fabric, and the routes of both to each other's pods.
+/// Node `index`'s network namespace, with one link to the fabric, and the fabric's routes to its pods; with `routes`,
+/// also its own to other nodes' pods, which a primary CNI's daemon makes otherwise.
 ///
 /// # Errors
 /// When the node is connected already, or the kernel refuses.
-pub fn connect(fabric: &Netns, name: &str, index: u8) -> Result<Netns> {
+pub fn connect(fabric: &Netns, name: &str, index: u8, routes: bool) -> Result<Netns> {
     let netns = host(&format!("cluster.{name}"))?;
     let ((v4, v6), (pods_v4, pods_v6)) = (address::node(index), address::pods(index));
     fabric.ip(&format!(
@@ -28,7 +29,7 @@ pub fn connect(fabric: &Netns, name: &str, index: u8) -> Result<Netns> {
         address::CONTROL_PLANE_V4,
         address::CONTROL_PLANE_V6,
     ))?;
-    for other in (1..=MAX_NODES).filter(|other| *other != index) {
+    for other in (1..=MAX_NODES).filter(|other| routes && *other != index) {
         let ((v4, v6), (pods_v4, pods_v6)) = (address::node(other), address::pods(other));
         netns.ip(&format!("route add {pods_v4} via {v4}\nroute add {pods_v6} via {v6}\n"))?;
     }

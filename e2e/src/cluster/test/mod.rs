@@ -17,6 +17,7 @@ pub mod shapes;
 pub mod stage;
 pub mod wire;
 
+use crate::cluster::node::flanneld::Backend;
 use crate::lab::outer::Outer;
 use crate::lab::report::{Report, keep_files};
 use anyhow::{Result, bail};
@@ -24,11 +25,12 @@ use scenario::{ALL, Scenario};
 use stage::Stage;
 
 /// Runs the scenarios, all or those that are named, and with `keep` lets the cluster stand afterwards; says whether
-/// everything held. The report is `target/reports/cluster.json`.
+/// everything held. The report is `target/reports/cluster.json`, or `cluster-flanneld.json` with the real flanneld as
+/// primary CNI.
 ///
 /// # Errors
 /// When there is no such scenario, or the report cannot be written.
-pub fn run(outer: &Outer, only: &[String], keep: bool) -> Result<bool> {
+pub fn run(outer: &Outer, only: &[String], flanneld: Option<Backend>, keep: bool) -> Result<bool> {
     let chosen: Vec<&Scenario> = ALL
         .iter()
         .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
@@ -37,9 +39,9 @@ pub fn run(outer: &Outer, only: &[String], keep: bool) -> Result<bool> {
         let names: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
         bail!("there is no scenario {unknown:?}; there are {}", names.join(", "));
     }
-    let mut report = Report::new("cluster");
+    let mut report = Report::new(if flanneld.is_some() { "cluster-flanneld" } else { "cluster" });
     report.step("Kubernetes: a control plane and two nodes");
-    match Stage::set(outer) {
+    match Stage::set(outer, flanneld) {
         Ok(mut stage) => {
             play(&mut stage, &mut report, &chosen);
             if !report.passed() {
