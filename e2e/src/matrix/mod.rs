@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`describe`], [`words`], [`axes`] | what a cell is, from its file; how it is varied |
 //! | [`side`], [`emulate`], [`faults`] | what is done to network namespaces |
+//! | [`programs`] | a primary's own programs |
 //! | [`stage`], `places`, `pods` | a standing cell |
 //! | [`checks`], [`snapshot`] | what is looked at |
 //! | [`run`], [`record`] | running all of it, and what came of it |
@@ -18,6 +19,7 @@ pub mod page;
 pub mod picture;
 mod places;
 mod pods;
+pub mod programs;
 pub mod record;
 pub mod run;
 pub mod side;

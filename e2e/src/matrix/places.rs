@@ -4,6 +4,7 @@ use super::axes::Variant;
 use super::describe::{Cell, Plugins, Side};
 use super::emulate::Emulation;
 use super::pods::{PODS, number};
+use super::programs::{built_plugins, company};
 use super::side;
 use super::stage::{FOREIGN_SERVICE, METADATA, NODE_PORT};
 use super::words::{self, Kept, Words};
@@ -11,7 +12,7 @@ use crate::lab::cni::{NetworkList, chains};
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
 use crate::lab::pod::Pod;
-use crate::lab::process::{Launch, Process, binary};
+use crate::lab::process::{Process, binary};
 use crate::lab::scene::PORT;
 use crate::lab::topology::{self, Node, OUTSIDE_V4, OUTSIDE_V6};
 use anyhow::{Context, Result, anyhow};
@@ -20,8 +21,6 @@ use std::path::PathBuf;
 
 /// The way out is narrower than any pod's link, so that large transfers must learn it.
 const PATH_MTU: u32 = 1400;
-/// Where real plugins are that are not the distribution's, below the build's directory.
-const BUILT_PLUGINS: [&str; 2] = ["cluster/bin/cni", "cni/bin"];
 
 /// The places, before anything of Sluice runs.
 pub(super) struct Places {
@@ -113,38 +112,6 @@ fn plugins(
     let ours = binary("sluice-cni")?;
     path.push(ours.parent().context("a plugin without a directory")?.to_path_buf());
     Ok(path)
-}
-
-/// Where plugins are that this project builds of others' sources, if they have been built.
-#[must_use]
-pub fn built_plugins() -> Vec<PathBuf> {
-    let this = std::env::current_exe().unwrap_or_default();
-    let target = this.ancestors().find(|dir| dir.file_name().is_some_and(|name| name == "target"));
-    let Some(target) = target else { return Vec::new() };
-    BUILT_PLUGINS.iter().map(|below| target.join(below)).filter(|dir| dir.is_dir()).collect()
-}
-
-/// Files and programs that the primary has on a node.
-fn company(cell: &Cell, words: &Words, node: &Node) -> Result<Vec<Process>> {
-    for (path, text) in &cell.files {
-        let path = PathBuf::from(words.put_into(path));
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        std::fs::write(&path, words.put_into(text)).with_context(|| format!("write {}", path.display()))?;
-    }
-    let mut programs = Vec::new();
-    for (name, command) in &cell.programs {
-        let (program, arguments) =
-            command.split_first().with_context(|| format!("programs.{name}: empty"))?;
-        let found = built_plugins().into_iter().map(|dir| dir.join(program)).find(|path| path.is_file());
-        let program = found.unwrap_or_else(|| PathBuf::from(program));
-        let launch = Launch::new(program, &node.netns)
-            .in_cgroup(&node.cgroup(name)?)
-            .args(arguments.iter().map(|argument| words.put_into(argument)));
-        programs.push(launch.start(name, &node.logs())?);
-    }
-    Ok(programs)
 }
 
 pub(super) fn reverse_path(netns: &Netns, value: u8) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::axes::{Variant, variants};
 use super::checks::{self, Check};
 use super::describe::{Cell, Limit, Plugins};
-use super::places::built_plugins;
+use super::programs::built_plugins;
 use super::record::{Outcome, Reason, Record, Run};
 use super::stage::Stage;
 use crate::lab::agent::PATIENCE;

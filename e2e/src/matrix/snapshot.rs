@@ -49,6 +49,22 @@ impl Snapshot {
         Ok(Self(parts))
     }
 
+    /// Without a link and all that goes with it: what the primary CNI leaves there until the namespace ends. Rules,
+    /// filters and every other setting stay.
+    #[must_use]
+    pub fn without_link(&self, link: &str) -> Self {
+        let of_link =
+            [format!(": {link}@"), format!(" {link} "), format!(" dev {link} "), format!("/{link}/")];
+        let kept = |part: &str| -> String {
+            let lines = part.lines().filter(|line| {
+                let line = format!("{line} ");
+                !of_link.iter().any(|word| line.contains(word)) && !line.starts_with("broadcast ")
+            });
+            lines.flat_map(|line| [line, "\n"]).collect()
+        };
+        Self(self.0.iter().map(|(name, part)| (name.clone(), kept(part))).collect())
+    }
+
     /// Fails unless both are the same.
     ///
     /// # Errors

@@ -17,8 +17,8 @@ pub struct Netns {
     id: NetnsId,
 }
 
-/// The thread that enters namespaces. It does nothing else, so it never has to come back from one; a socket stays in
-/// the namespace it was made in and is used from anywhere.
+/// The thread that enters namespaces. It does nothing else; a socket stays in the namespace it was made in and is used
+/// from anywhere. It comes back from each: a namespace that a thread is in lives on without its pod, with its links.
 #[derive(Clone)]
 pub struct Entrance(Arc<Mutex<Sender<Job>>>);
 
@@ -60,8 +60,13 @@ impl Entrance {
     pub fn open() -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         std::thread::spawn(move || {
+            let home = Netns::own();
             for Job { netns, work } in queue {
                 work(setns(&*netns.fd, CloneFlags::CLONE_NEWNET).map_err(io::Error::from));
+                if let Ok(home) = &home {
+                    // Where this fails, the next job goes on from where the thread is.
+                    let _ = setns(&*home.fd, CloneFlags::CLONE_NEWNET);
+                }
             }
         });
         Self(Arc::new(Mutex::new(jobs)))

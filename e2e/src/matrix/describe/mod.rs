@@ -99,12 +99,18 @@ pub struct Cell {
     /// Programs that run on the node for as long as the cell stands, by name: program and arguments.
     #[serde(default)]
     pub programs: BTreeMap<String, Vec<String>>,
+    /// Files and sockets that they make when pods can be attached.
+    #[serde(default)]
+    pub awaits: Vec<PathBuf>,
     /// Directories that are emptied before: state of an earlier cell that would change this one.
     #[serde(default)]
     pub forget: Vec<PathBuf>,
     /// What the primary's datapath does to packets at a pod's link, in every way of running the cell.
     #[serde(default)]
     pub datapath: Option<Fault>,
+    /// The pod's links that the primary's DEL leaves to the end of the pod's namespace.
+    #[serde(default)]
+    pub leaves_links: Vec<String>,
     /// What is varied.
     #[serde(default)]
     pub axes: Axes,
