@@ -14,7 +14,8 @@ use crate::kernel::{Hint, HostProc, Kernel, Pool};
 use crate::metrics::Metrics;
 use crate::predecessor::{Lookout, Predecessor};
 use crate::reconcile::{
-    Context, Members, Namespaces, NodeView, Reconciler, Settings, Succession, ZtunnelHooks, keep_hold,
+    Context, Members, Message, Namespaces, NodeView, Reconciler, Settings, Succession, ZtunnelHooks,
+    keep_hold,
 };
 use crate::seqpacket::Spot;
 use crate::source::cni::CniSource;
@@ -83,6 +84,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 
     let (recalled, when_recalled) = watch::channel(false);
     let when_all_recalled = when_recalled.clone();
+    let when_rules_are_todays = when_recalled.clone();
     let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
     let zds_config = zds::Config { host_proc, ..zds::Config::new(&config.zds_socket) };
     let lookout = Lookout::new(&config.host_proc, &config.run_dir);
@@ -137,6 +139,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     tokio::spawn(Succession::announce(Arc::clone(&cx)));
     tokio::spawn(Succession::clear_host(Arc::clone(&cx), when_all_recalled));
+    tokio::spawn(choices::clear_cookies(Arc::clone(&cx), when_rules_are_todays));
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));
@@ -224,7 +227,8 @@ async fn hear(cx: Arc<Context>, mut hints: mpsc::Receiver<Hint>, choice: watch::
     choice.send_replace(Choice { chosen: "sweep".into(), because: because.into() });
 }
 
-/// Looks at every captured pod, at the host's table and for the kubelet's cgroup, once a [`SWEEP`].
+/// Looks at every captured pod, at the host's table and for the kubelet's cgroup, once a [`SWEEP`]. Pods whose probes are to
+/// pass by something else renew their rules.
 async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -232,6 +236,9 @@ async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
         ticks.tick().await;
         cx.registry.look(None);
         cx.host.look(kubelet.find(&cx.kernel).await.ok()).await;
+        for uid in cx.host.turn().await {
+            cx.registry.send_existing(&uid, Message::Resettle(Vec::new()));
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What one boot remembers, in `/run/sluice`: one file a pod, written so that a restart of the agent finds every pod
-//! again, one for the cgroups whose marks are trusted, and one for how the host's table looked. A tmpfs: a reboot empties it, as it does the namespaces.
+//! again, one for the cgroups whose marks are trusted, one for how the host's table looked, and one for where the program is
+//! that writes cookies. A tmpfs: a reboot empties it, as it does the namespaces.
 //!
 //! A file is replaced by rename, so that a reader never sees half of one. What cannot be read is set aside with a
 //! warning: the pod is then found again by its next event, never mistaken for another.
@@ -20,6 +21,8 @@ const VERSION: u32 = 1;
 
 /// Says that no pod from before the first agent is missing.
 const COMPLETE: &str = "complete.json";
+/// Says where the program for the probe strategy `cookie` is.
+const COOKIES: &str = "cookies.json";
 
 /// How to reach a pod's namespace, as ADD vouched for it, or as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +73,11 @@ struct Guard {
 #[derive(Serialize, Deserialize)]
 struct HostTable {
     fingerprint: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CookieProgram {
+    kubelet: CgroupRef,
 }
 
 /// The directory of these files.
@@ -184,6 +192,40 @@ impl Journal {
                 set_aside(&path, &e.to_string());
                 None
             }
+        }
+    }
+
+    /// Remembers which cgroup has the program that writes cookies.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn remember_cookies(&self, kubelet: &CgroupRef) -> io::Result<()> {
+        let cookies = CookieProgram { kubelet: kubelet.clone() };
+        durable::replace(&self.dir.join(COOKIES), &encode(&cookies)?, durable::Sync::No)
+    }
+
+    /// Which cgroup has the program that writes cookies, if one has.
+    #[must_use]
+    pub fn cookies(&self) -> Option<CgroupRef> {
+        let path = self.dir.join(COOKIES);
+        match decode::<CookieProgram>(&path) {
+            Ok(cookies) => Some(cookies.kubelet),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => {
+                set_aside(&path, &e.to_string());
+                None
+            }
+        }
+    }
+
+    /// No cgroup has it any more.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be removed.
+    pub fn forget_cookies(&self) -> io::Result<()> {
+        match std::fs::remove_file(self.dir.join(COOKIES)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
         }
     }
 

@@ -299,7 +299,6 @@ fn every_mistake_says_where_which_key_what_and_what_is_allowed() {
         ("kubeconfig: admin.conf\n", "line 1, column 13: kubeconfig: \"admin.conf\" is not an absolute path"),
         ("source: file\npodsFile: ''\n", "podsFile: it must be set where `source` is `file`"),
         ("backend: ebpf\n", "backend: this build has no eBPF backend; use auto, nftables or iptables"),
-        ("probes: cookie\n", "probes: this build has no cookie strategy"),
         ("agentSocket: /s\nadminSocket: /s\n", "line 2, column 14: adminSocket: /s is agentSocket's already"),
     ] {
         let (_dir, flag) = file(text);

@@ -17,6 +17,7 @@
 //! | [`nft`], [`iptables`] | the rules as nf_tables netlink bytes, and as `iptables-restore` text |
 //! | [`op`], [`lower`] | what the kernel seam is asked to do, in which order |
 //! | [`host`] | the host's own table, for the probe strategy `snat` |
+//! | [`cookie`] | the option and the program, for the probe strategy `cookie` |
 //!
 //! It imports nothing of ours; everything of ours may import it.
 
@@ -24,6 +25,7 @@ pub mod admin;
 pub mod cni;
 pub mod conflist;
 pub mod contract;
+pub mod cookie;
 pub mod enroll;
 pub mod facts;
 pub mod host;

@@ -7,6 +7,7 @@ mod verdict;
 
 pub use verdict::{Kind, Listeners, Packet, Path, Receiver, Verdict, verdict};
 
+use crate::cookie::Cookie;
 use crate::enroll::Overrides;
 use crate::ids::Ifname;
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,16 @@ pub enum ProbeDoor {
     },
     /// By the node's own addresses as the pod sees them, to the pod's declared probe ports only.
     Source {
+        /// Where the node's own connections to the pod come from.
+        addresses: BTreeSet<IpAddr>,
+        /// The declared probe ports; none means that nothing passes.
+        ports: BTreeSet<u16>,
+    },
+    /// As [`ProbeDoor::Source`], and with a secret of the pod's own in the opening SYN. iptables cannot compare it: there
+    /// nothing passes.
+    Cookie {
+        /// The secrets that pass: one, or two while one follows the other.
+        cookies: BTreeSet<Cookie>,
         /// Where the node's own connections to the pod come from.
         addresses: BTreeSet<IpAddr>,
         /// The declared probe ports; none means that nothing passes.

@@ -8,7 +8,7 @@ use crate::kernel::linux::LinuxKernel;
 use crate::kernel::linux::watch::Watch;
 use crate::kernel::{Hint, HostProc, Kernel, KernelError, Pool, WatchHandle};
 use crate::metrics::Metrics;
-use crate::reconcile::{HostTable, Trust};
+use crate::reconcile::{Context, HostTable, Trust};
 use anyhow::Context as _;
 use sluice_shared::admin::Choice;
 use sluice_shared::enroll::Overrides;
@@ -16,10 +16,11 @@ use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
 
 /// Where kubelets are found, most common first: systemd's unit, its slice with kubelet's cgroup driver settings, and the
 /// distributions that run the kubelet within their own process.
@@ -36,6 +37,9 @@ const KUBELET_CGROUPS: [&str; 8] = [
 
 /// What the process is called that is a kubelet, or has one in it. Looked for where none of the cgroups above is there.
 const KUBELETS: [&str; 4] = ["kubelet", "k3s-server", "k3s-agent", "kubelite"];
+
+/// How long pods may take to renew their rules once all of them have been looked at.
+const RULES_RENEWED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Finds the kubelet's cgroup again and again: a kubelet that restarts may get a new one.
 #[derive(Clone)]
@@ -130,15 +134,22 @@ pub(super) async fn probes(
     const CHOSEN: &str = "chosen by the configuration";
     let ProbeParts { backend, pool, metrics, .. } = parts;
     let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
+    let or_else = |before: &str| format!("{before}the host takes the rules that it needs");
+    let automatic = async |pods, before: String| {
+        let taken = snat(parts, pods, &or_else(&before)).await;
+        taken.unwrap_or_else(|error| table(&format!("{before}snat does not work here: {error:#}")))
+    };
     let chosen = match parts.config.probes {
         ProbesChoice::None => HostTable::closed(Arc::clone(pool), backend, metrics.clone(), CHOSEN),
         ProbesChoice::Source => table(CHOSEN),
         ProbesChoice::Snat => snat(parts, pods, CHOSEN)
             .await
             .context("probes: snat does not work on this node; auto would take another strategy")?,
-        ProbesChoice::Auto => snat(parts, pods, "the host takes the rules that it needs")
-            .await
-            .unwrap_or_else(|error| table(&format!("snat does not work here: {error:#}"))),
+        ProbesChoice::Auto => automatic(pods, String::new()).await,
+        ProbesChoice::Cookie => match cookie(parts, pods.clone(), CHOSEN).await {
+            Ok(chosen) => chosen,
+            Err(error) => automatic(pods, format!("cookie does not work here: {error:#}; ")).await,
+        },
     };
     let Choice { chosen: strategy, because } = chosen.choice();
     tracing::info!(strategy, because, "probe strategy chosen");
@@ -146,6 +157,42 @@ pub(super) async fn probes(
         chosen.remove().await;
     }
     Ok(chosen)
+}
+
+async fn cookie(
+    parts: ProbeParts<'_>,
+    pods: BTreeMap<PodUid, Vec<IpAddr>>,
+    because: &str,
+) -> anyhow::Result<HostTable> {
+    let ProbeParts { config, kernel, backend, pool, metrics, journal } = parts;
+    anyhow::ensure!(backend == Backend::Nftables, "{backend} cannot compare a TCP option");
+    let cookies = BTreeSet::from([pool.run(Kernel::new_cookie).await?]);
+    let addresses = BTreeSet::from([config.probe_source_v4.into(), config.probe_source_v6.into()]);
+    let probe = ProbeDoor::Cookie { cookies, addresses, ports: BTreeSet::from([80]) };
+    kernel.takes(backend, &RedirectPlan { probe, ..sample(config) }).context("the rule is refused")?;
+    let kubelet = Kubelet::new(config).find(pool).await?;
+    let journal = Some(journal.clone());
+    let table = HostTable::cookie(Arc::clone(pool), metrics.clone(), journal, kubelet, pods, because).await;
+    table.context("the kernel refuses the program")
+}
+
+/// Takes a former run's program off the kubelet's cgroup where cookies are no longer what probes pass by: once the pods
+/// that were captured then have rules of today's, or none.
+pub(super) async fn clear_cookies(cx: Arc<Context>, mut recalled: watch::Receiver<bool>) {
+    let (pool, journal) = (&cx.kernel, &cx.journal);
+    let Some(kubelet) = journal.cookies().filter(|_| cx.host.choice().chosen != "cookie") else { return };
+    if recalled.wait_for(|recalled| *recalled).await.is_err() {
+        return;
+    }
+    tokio::time::sleep(RULES_RENEWED_WITHIN).await;
+    let path = kubelet.path.clone();
+    match pool.run(move |kernel| kernel.detach_cookies(&kubelet)).await {
+        Ok(_) => tracing::info!(path, "a former run's program is off the kubelet's cgroup"),
+        Err(error) => tracing::info!(path, %error, "a former run's program went with the kubelet's cgroup"),
+    }
+    if let Err(error) = journal.forget_cookies() {
+        tracing::warn!(%error, "where the program was that writes cookies cannot be forgotten");
+    }
 }
 
 async fn snat(

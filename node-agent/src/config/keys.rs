@@ -138,8 +138,10 @@ pub static KEYS: &[Key] = &[
         doc: "How the kubelet's probes reach applications that take mTLS only. `snat`: the host gives the kubelet's \
               own connections a source address that pods let pass. `source`: the node's own addresses, to ports that \
               pods declare for probes, with no rule on the host. `none`: they are captured like everything else. \
-              `auto` takes the first of snat and source that works here. This build has no `cookie` and refuses to \
-              start with it.",
+              `cookie`: a BPF program on the kubelet's cgroup puts a secret of the pod's into the opening SYN, to ports \
+              that pods declare for probes, with no rule on the host; it takes Linux 5.10 and the backend nftables, and \
+              where it does not work what `auto` takes is used, and `sluicectl status` says why. \
+              `auto` takes the first of snat and source that works here.",
     },
     Key {
         name: "probeSourceV4",

@@ -141,6 +141,8 @@ pub enum BackendChoice {
 pub enum ProbesChoice {
     /// The first that works here: snat, then source.
     Auto,
+    /// A secret in the SYN, or what `Auto` takes where that does not work.
+    Cookie,
     /// The host's table, or fail at start.
     Snat,
     /// The node's own addresses, to declared probe ports.

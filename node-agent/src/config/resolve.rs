@@ -153,9 +153,7 @@ fn probes(raw: &RawConfig) -> Result<ProbesChoice, ConfigError> {
         "snat" => Ok(ProbesChoice::Snat),
         "source" => Ok(ProbesChoice::Source),
         "none" => Ok(ProbesChoice::None),
-        "cookie" => {
-            Err(raw.refuse("probes", "this build has no cookie strategy; use auto, snat, source or none"))
-        }
+        "cookie" => Ok(ProbesChoice::Cookie),
         _ => Ok(ProbesChoice::Auto),
     }
 }

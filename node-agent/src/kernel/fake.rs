@@ -3,7 +3,8 @@
 //! Unless told otherwise it behaves like a kernel in which everything works: what was installed last is what an
 //! observation shows, and the ops of [`Step::Remove`] leave nothing behind.
 
-use super::{Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use super::{Attached, Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use sluice_shared::cookie::Cookie;
 use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::NetnsId;
 use sluice_shared::istio::{Listing, Table};
@@ -45,6 +46,10 @@ struct State {
     places: BTreeMap<Place, Content>,
     host_sources: HashMap<IpAddr, IpAddr>,
     next_inode: u64,
+    kubelet: Option<CgroupRef>,
+    cookies: BTreeMap<IpAddr, Cookie>,
+    made_cookies: u64,
+    refuses_bpf: bool,
 }
 
 #[derive(Clone, Default)]
@@ -163,6 +168,34 @@ impl RecordingKernel {
     /// From which address the host reaches a pod.
     pub fn set_host_source(&self, pod_ip: IpAddr, source: IpAddr) {
         self.lock().host_sources.insert(pod_ip, source);
+    }
+
+    /// The cgroup that the program for cookies is on.
+    #[must_use]
+    pub fn cookies_on(&self) -> Option<CgroupRef> {
+        self.lock().kubelet.clone()
+    }
+
+    /// Somebody takes the program off, or the cgroup goes.
+    pub fn lose_cookie_program(&self) {
+        self.lock().kubelet = None;
+    }
+
+    /// Whether everything about BPF fails with EPERM.
+    pub fn refuse_bpf(&self, refuse: bool) {
+        self.lock().refuses_bpf = refuse;
+    }
+
+    fn bpf(&self) -> Result<MutexGuard<'_, State>, KernelError> {
+        let state = self.lock();
+        match state.refuses_bpf {
+            false => Ok(state),
+            true => Err(KernelError::Call {
+                call: "load the program".into(),
+                source: io::Error::from_raw_os_error(libc::EPERM),
+                detail: "scripted".into(),
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -367,5 +400,40 @@ impl Kernel for RecordingKernel {
         let mut hasher = DefaultHasher::new();
         path.hash(&mut hasher);
         Ok(CgroupRef { level: path.split('/').count() as u32, id: hasher.finish(), path: path.into() })
+    }
+
+    /// Cookies outlive the kernel's users, as a map that is attached does.
+    fn attach_cookies(&self, kubelet: &CgroupRef) -> Result<Attached, KernelError> {
+        let before = self.bpf()?.kubelet.replace(kubelet.clone());
+        Ok(if before.as_ref() == Some(kubelet) { Attached::AsItWas } else { Attached::Anew })
+    }
+
+    fn detach_cookies(&self, kubelet: &CgroupRef) -> Result<bool, KernelError> {
+        let mut state = self.bpf()?;
+        let there = state.kubelet.take_if(|on| on == kubelet).is_some();
+        if there {
+            state.cookies.clear();
+        }
+        Ok(there)
+    }
+
+    fn cookies(&self) -> Result<BTreeMap<IpAddr, Cookie>, KernelError> {
+        Ok(self.bpf()?.cookies.clone())
+    }
+
+    fn give_cookie(&self, to: IpAddr, cookie: Option<Cookie>) -> Result<(), KernelError> {
+        let mut state = self.bpf()?;
+        match cookie {
+            Some(cookie) => _ = state.cookies.insert(to, cookie),
+            None => _ = state.cookies.remove(&to),
+        }
+        Ok(())
+    }
+
+    /// 1, 2, 3, …
+    fn new_cookie(&self) -> Result<Cookie, KernelError> {
+        let mut state = self.lock();
+        state.made_cookies += 1;
+        Ok(Cookie::new(state.made_cookies.to_be_bytes()))
     }
 }

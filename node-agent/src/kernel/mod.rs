@@ -14,12 +14,13 @@ pub use hostproc::HostProc;
 pub use linux::watch::{Hint, WatchHandle};
 pub use pool::{Pool, catches_panics};
 
+use sluice_shared::cookie::Cookie;
 use sluice_shared::ids::NetnsId;
 use sluice_shared::istio::Listing;
 use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{CgroupRef, Flow};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -142,6 +143,48 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When it is not there, or no mount shows the whole tree.
     fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError>;
+
+    /// Has the opening SYNs of sockets that are made in this cgroup carry the cookie of the address that they go to, where
+    /// it has one ([`Kernel::give_cookie`]). What a former run attached there is taken over with its cookies; another
+    /// cgroup that this run attached to before is left.
+    ///
+    /// # Errors
+    /// When the cgroup is gone, or the kernel or a security module refuses BPF programs or this one.
+    fn attach_cookies(&self, kubelet: &CgroupRef) -> Result<Attached, KernelError>;
+
+    /// Takes away what [`Kernel::attach_cookies`] put on this cgroup, in this run or a former one. Says whether there was
+    /// anything.
+    ///
+    /// # Errors
+    /// As for [`Kernel::attach_cookies`].
+    fn detach_cookies(&self, kubelet: &CgroupRef) -> Result<bool, KernelError>;
+
+    /// Every cookie that is given out, by the address that it is for.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn cookies(&self) -> Result<BTreeMap<IpAddr, Cookie>, KernelError>;
+
+    /// Gives an address a cookie, or takes it away (`None`). Connections that are there, or begin to be, are not touched.
+    ///
+    /// # Errors
+    /// When nothing is attached, or the map is full.
+    fn give_cookie(&self, to: IpAddr, cookie: Option<Cookie>) -> Result<(), KernelError>;
+
+    /// A cookie that nobody can guess, given to nobody yet.
+    ///
+    /// # Errors
+    /// When the kernel's random source cannot be read.
+    fn new_cookie(&self) -> Result<Cookie, KernelError>;
+}
+
+/// What [`Kernel::attach_cookies`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// The program was there, as this run attached it.
+    AsItWas,
+    /// It was not: it is now.
+    Anew,
 }
 
 /// Our rules as found, in one number: equal means byte-identical chains, rules, sets and elements.

@@ -30,6 +30,8 @@ pub enum DriftObject {
     Route,
     /// The host's table.
     HostTable,
+    /// The program on the kubelet's cgroup, for the probe strategy `cookie`.
+    CookieProgram,
     /// ztunnel's listeners in a pod.
     Listeners,
 }
@@ -123,6 +125,7 @@ impl DriftObject {
             Self::PolicyRule => "policy_rule",
             Self::Route => "route",
             Self::HostTable => "host_table",
+            Self::CookieProgram => "cookie_program",
             Self::Listeners => "listeners",
         }
     }

@@ -1,19 +1,23 @@
-//! How the kubelet's probes get into captured pods on this node, and the host's table where that needs one.
+//! How the kubelet's probes get into captured pods on this node, and the host's table where that needs one. The strategy
+//! `cookie` is in `cookies`.
 //!
 //! A strategy is chosen once, by trying; a host that refuses rules (EPERM) is an answer, not an error.
 //!
 //! Pods come and go at once, and a commit writes and reads back the whole table. So what the table should say is noted
 //! first, and one commit at a time puts in force whatever has been noted until then: the others find theirs done.
 
+mod cookies;
+
 use crate::journal::Journal;
 use crate::kernel::{Fingerprint, Kernel, KernelError, Pool};
 use crate::metrics::{DriftObject, KernelStep, Metrics};
+use cookies::Cookies;
 use sluice_shared::admin::Choice;
 use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{CgroupRef, ProbeDoor};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Mutex;
@@ -34,6 +38,8 @@ enum Strategy {
     Source,
     /// By the host's table.
     Snat(Box<Snat>),
+    /// By a secret in the opening SYN.
+    Cookie(Box<Cookies>),
 }
 
 struct Snat {
@@ -109,31 +115,63 @@ impl HostTable {
         Ok(Self { kernel, backend, metrics, choice, strategy: Strategy::Snat(Box::new(snat)) })
     }
 
-    /// What was chosen, and why.
+    /// Probes pass by a cookie in their opening SYN, which a program on the kubelet's cgroup writes. `pods` are those of a
+    /// former run that are still captured: their cookies stay in force.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub async fn cookie(
+        kernel: Arc<Pool>,
+        metrics: Metrics,
+        journal: Option<Journal>,
+        kubelet: CgroupRef,
+        pods: BTreeMap<PodUid, Vec<IpAddr>>,
+        because: &str,
+    ) -> Result<Self, KernelError> {
+        let pool = Arc::clone(&kernel);
+        let cookies = Cookies::start(pool, metrics.clone(), journal, kubelet, pods, because).await?;
+        let (choice, strategy) = (cookies.choice(), Strategy::Cookie(Box::new(cookies)));
+        // iptables has no way to compare one.
+        Ok(Self { kernel, backend: Backend::Nftables, metrics, choice, strategy })
+    }
+
+    /// What was chosen, and why, and what is wrong with it now.
     #[must_use]
-    pub fn choice(&self) -> &Choice {
-        &self.choice
+    pub fn choice(&self) -> Choice {
+        match &self.strategy {
+            Strategy::Cookie(cookies) => cookies.choice(),
+            _ => self.choice.clone(),
+        }
     }
 
     /// The door in a pod's own rules.
-    pub async fn door(&self, ips: &[IpAddr], probe_ports: &[u16]) -> ProbeDoor {
+    pub async fn door(&self, uid: &PodUid, ips: &[IpAddr], probe_ports: &[u16]) -> ProbeDoor {
         match &self.strategy {
             Strategy::None => ProbeDoor::Closed,
             Strategy::Snat(snat) => ProbeDoor::Snat { v4: snat.source_v4, v6: snat.source_v6 },
-            Strategy::Source if probe_ports.is_empty() => ProbeDoor::Closed,
+            Strategy::Source | Strategy::Cookie(_) if probe_ports.is_empty() => ProbeDoor::Closed,
+            Strategy::Cookie(cookies) => cookies.door(uid, self.sources(ips).await, probe_ports).await,
             Strategy::Source => {
-                let ips = ips.to_vec();
-                let sources = self.kernel.run(move |kernel| {
-                    Ok(ips.iter().filter_map(|ip| kernel.host_source_for(*ip).ok()).collect::<BTreeSet<_>>())
-                });
-                let addresses = sources.await.unwrap_or_default();
-                ProbeDoor::Source { addresses, ports: probe_ports.iter().copied().collect() }
+                let (addresses, ports) = (self.sources(ips).await, probe_ports.iter().copied().collect());
+                ProbeDoor::Source { addresses, ports }
             }
         }
     }
 
-    /// The pod is captured: its probes pass from now on.
-    pub async fn admit(&self, uid: &PodUid, ips: &[IpAddr]) {
+    /// Where the node's own connections to a pod come from.
+    async fn sources(&self, ips: &[IpAddr]) -> BTreeSet<IpAddr> {
+        let ips = ips.to_vec();
+        let sources = self
+            .kernel
+            .run(move |kernel| Ok(ips.iter().filter_map(|ip| kernel.host_source_for(*ip).ok()).collect()));
+        sources.await.unwrap_or_default()
+    }
+
+    /// The pod is captured, with this door in its rules: its probes pass from now on.
+    pub async fn admit(&self, uid: &PodUid, ips: &[IpAddr], door: &ProbeDoor) {
+        if let Strategy::Cookie(cookies) = &self.strategy {
+            return cookies.admit(uid, ips, door).await;
+        }
         self.change(|plan| {
             if plan.pods.get(uid).is_some_and(|known| known == ips) {
                 return false;
@@ -150,12 +188,26 @@ impl HostTable {
 
     /// The pod is gone, or no longer captured.
     pub async fn dismiss(&self, uid: &PodUid) {
+        if let Strategy::Cookie(cookies) = &self.strategy {
+            return cookies.dismiss(uid).await;
+        }
         self.change(|plan| plan.pods.remove(uid).is_some()).await;
+    }
+
+    /// The pods whose door is another one from now on, though nothing has happened to them.
+    pub async fn turn(&self) -> Vec<PodUid> {
+        match &self.strategy {
+            Strategy::Cookie(cookies) => cookies.turn().await,
+            _ => Vec::new(),
+        }
     }
 
     /// Looks whether the table is as committed, and whether `kubelet` is still the kubelet's cgroup: a kubelet that
     /// restarts may get a new one, which the old rule does not match. Puts right what is not.
     pub async fn look(&self, kubelet: Option<CgroupRef>) {
+        if let (Strategy::Cookie(cookies), Some(kubelet)) = (&self.strategy, &kubelet) {
+            return cookies.look(kubelet.clone()).await;
+        }
         let Strategy::Snat(snat) = &self.strategy else { return };
         if let Some(cgroup) = kubelet {
             self.change(|plan| {

@@ -151,7 +151,7 @@ impl PodTask {
     /// The plan for the pod as things stand.
     pub(super) async fn plan(&self, overrides: &Overrides, stage: Stage) -> RedirectPlan {
         let ports = self.facts.as_ref().map(|facts| facts.probe_ports.clone()).unwrap_or_default();
-        let door = self.cx.host.door(&self.ips(), &ports).await;
+        let door = self.cx.host.door(&self.entry.uid, &self.ips(), &ports).await;
         let (guard, hold) = (self.cx.trust.guard(), *self.cx.hold.borrow());
         plan::redirect(overrides, &self.cx.settings.redirect, stage, door, guard, hold)
     }

@@ -84,7 +84,9 @@ impl PodTask {
             return self.revive_listeners(&missing).await;
         }
         self.listeners_missing_since = None;
-        self.cx.host.admit(&self.entry.uid, &self.ips()).await;
+        if let Grip::Redirected(held) = &self.grip {
+            self.cx.host.admit(&self.entry.uid, &self.ips(), &held.plan.probe).await;
+        }
         self.retry_at_once();
         self.show(State::Enabled, captured(&seen));
     }

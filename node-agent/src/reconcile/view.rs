@@ -68,7 +68,7 @@ impl View for NodeView {
             serving: *self.cx.synced.borrow(),
             source: SourceStatus { from: self.source.clone(), problem: self.problem.borrow().clone() },
             backend: self.backend.clone(),
-            probes: self.cx.host.choice().clone(),
+            probes: self.cx.host.choice(),
             mark_guard: self.cx.trust.choice(),
             drift_watch: self.drift_watch.borrow().clone(),
             installation: installation.map(Box::new),

@@ -4,6 +4,7 @@ use crate::fixture::{kernel, plan};
 use crate::listeners::Dial;
 use crate::nested;
 use sluice_agent::kernel::linux::watch::Watch;
+use sluice_agent::kernel::{Kernel, KernelError};
 use sluice_shared::lower::Backend;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -36,6 +37,17 @@ pub fn is_task() -> bool {
             kernel.probe_backends(&plan(), Some(Backend::Iptables)).expect("a plan without a guard works");
             println!("{:?}", kernel.guard_works(Backend::Iptables, &plan()));
         }
+        ["cookies", path] => {
+            let kernel = kernel();
+            let done = kernel.cgroup_at(path).and_then(|kubelet| {
+                kernel.attach_cookies(&kubelet)?;
+                kernel.detach_cookies(&kubelet)
+            });
+            match done {
+                Ok(_) => println!("attached"),
+                Err(error) => println!("{error} {}", errno(&error)),
+            }
+        }
         ["look", host_proc] => println!("{}", nested::look(host_proc)),
         _ => panic!("unknown task {task}"),
     }
@@ -53,6 +65,14 @@ pub fn hears_without(capability: &str) -> String {
     let mut command = Command::new("setpriv");
     command.arg(format!("--bounding-set=-{capability}")).arg(std::env::current_exe().expect("own path"));
     output(command.env(TASK, "hears"))
+}
+
+/// What becomes of the program for cookies with these capabilities and no other, as `setpriv` names them.
+pub fn cookies_with(capabilities: &str, kubelet: &str) -> String {
+    let mut command = Command::new("setpriv");
+    let only = capabilities.split(',').map(|name| format!(",+{name}")).collect::<String>();
+    command.arg(format!("--bounding-set=-all{only}")).arg(std::env::current_exe().expect("own path"));
+    output(command.env(TASK, format!("cookies {kubelet}")))
 }
 
 /// What the probe for iptables says where there are no programs.
@@ -73,6 +93,15 @@ pub fn in_a_container(container: &[&str], host_proc: &str) -> String {
     let mut command = Command::new(container[0]);
     command.args(&container[1..]).arg(std::env::current_exe().expect("own path"));
     output(command.env(TASK, format!("look {host_proc}")))
+}
+
+fn errno(error: &KernelError) -> String {
+    match error {
+        KernelError::Call { source, .. } => {
+            nix::Error::from_raw(source.raw_os_error().unwrap_or_default()).to_string()
+        }
+        other => other.to_string(),
+    }
 }
 
 fn output(command: &mut Command) -> String {

@@ -9,6 +9,7 @@ use sluice_agent::reconcile::HostTable;
 use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
+use sluice_shared::plan::ProbeDoor;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -45,12 +46,12 @@ async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backe
     let with_one = shown(kernel).expect("installed");
     let built = handle(backend);
     let ((uid, ips), (heir, _)) = (pod(2), pod(3));
-    table.admit(&uid, &ips).await;
+    table.admit(&uid, &ips, &ProbeDoor::Closed).await;
     let with_two = shown(kernel).expect("changed");
     assert_ne!(with_one, with_two);
     table.look(Some(plan.kubelet.clone())).await;
     // An address that another pod has now: what changes is only whose it is.
-    table.admit(&heir, &ips).await;
+    table.admit(&heir, &ips, &ProbeDoor::Closed).await;
     if backend == Backend::Nftables {
         assert_eq!(shown(kernel), Some(with_two));
         let pods = nft(&["list", "set", "inet", "sluice", "pods4"]);
@@ -62,7 +63,7 @@ async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backe
     if backend == Backend::Nftables {
         assert_eq!(handle(backend), built, "nothing but elements came and went");
         nft(&["add", "element", "inet", "sluice", "pods4", "{ 10.9.9.9 }"]);
-        table.admit(&uid, &ips).await;
+        table.admit(&uid, &ips, &ProbeDoor::Closed).await;
         assert_eq!(shown(kernel), Some(with_two), "what somebody else put in is gone");
         assert_ne!(handle(backend), built, "by a table that was written whole");
         table.dismiss(&uid).await;

@@ -6,6 +6,7 @@
 mod adopt;
 mod backends;
 mod child;
+mod cookies;
 mod fixture;
 mod host;
 mod istio;
@@ -77,6 +78,7 @@ fn trials() -> Vec<Trial> {
     add("watch", watch::TESTS);
     add("backends", backends::TESTS);
     add("host", host::TESTS);
+    add("cookies", cookies::TESTS);
     add("nested", nested::TESTS);
     add("adopt", adopt::TESTS);
     trials

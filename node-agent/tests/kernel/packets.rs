@@ -201,6 +201,7 @@ impl Case {
             kind: self.kind,
             source: (self.source, 40_000),
             destination: (self.to.ip(), self.to.port()),
+            cookie: None,
             mark: self.mark,
             maker: BTreeSet::new(),
             listeners: Listeners { outbound: ztunnel, inbound: ztunnel, hbone: ztunnel, dns: ztunnel },
@@ -289,7 +290,7 @@ impl TestCgroups {
         self.0.join(cgroup)
     }
 
-    fn procs(&self, cgroup: &str) -> PathBuf {
+    pub fn procs(&self, cgroup: &str) -> PathBuf {
         self.directory(cgroup).join("cgroup.procs")
     }
 }

@@ -70,6 +70,8 @@ fn condition(rules: &Ruleset, matched: &Match) -> Vec<String> {
         Match::CtLabel(bit) => vec![format!("-m connlabel --label {bit} ")],
         Match::OpeningSyn(Test::Is(())) => vec!["--syn ".to_owned()],
         Match::OpeningSyn(Test::Not(())) => vec!["! --syn ".to_owned()],
+        // xt_tcp knows whether an option is there, not what it says.
+        Match::Cookie(_) => Vec::new(),
         Match::SrcPort(port) => vec![format!("--sport {port} ")],
         Match::DstPort(Test::Is(port)) => vec![format!("--dport {port} ")],
         Match::DstPort(Test::Not(port)) => vec![format!("! --dport {port} ")],

@@ -4,6 +4,7 @@ use super::{
     Chain, ChainName, Elements, Hook, Iface, Layer, Match, Proto, Rule, Ruleset, Set, SetName, SocketTest,
     Target, Test,
 };
+use crate::cookie::Cookie;
 use crate::ids::Family;
 use std::fmt::{self, Display, Formatter};
 use std::net::IpAddr;
@@ -128,6 +129,10 @@ impl Match {
             Self::CtLabel(bit) => write!(f, "ct label {bit}"),
             Self::OpeningSyn(Test::Is(())) => f.write_str("tcp flags & (fin|syn|rst|ack) == syn"),
             Self::OpeningSyn(Test::Not(())) => f.write_str("tcp flags & (fin|syn|rst|ack) != syn"),
+            Self::Cookie(cookie) => {
+                write!(f, "tcp option @{},0,96 0x", Cookie::kind())?;
+                cookie.option().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
             Self::SrcPort(port) => write!(f, "{proto} sport {port}"),
             Self::DstPort(test) => write!(f, "{proto} dport {test}"),
             Self::DstPortIn(set) => write!(f, "{proto} dport @{set}"),

@@ -14,6 +14,7 @@ mod pod;
 pub use host::{by_label as host_by_label, by_socket as host_by_socket, changes as host_changes};
 pub use pod::from_plan;
 
+use crate::cookie::Cookie;
 use crate::ids::{Family, Ifname, Mark};
 use crate::plan::{CgroupRef, Flow};
 use std::borrow::Cow;
@@ -130,6 +131,8 @@ pub enum Match {
     CtLabel(u8),
     /// `tcp flags & (fin|syn|rst|ack)` is, or is not, exactly `syn`. The bits of ECN do not count.
     OpeningSyn(Test<()>),
+    /// Its TCP header carries this cookie. iptables cannot compare it, and there this holds for no packet.
+    Cookie(Cookie),
     /// The source port.
     SrcPort(u16),
     /// The destination port.

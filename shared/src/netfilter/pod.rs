@@ -8,6 +8,7 @@ use crate::contract::{
     DNS_CT_ZONE, MARK_PROXIED, MARK_ZTUNNEL, PORT_DNS, PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND,
     PORT_OUTBOUND,
 };
+use crate::cookie::Cookie;
 use crate::ids::Family;
 use crate::plan::{Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
 use std::borrow::Cow;
@@ -176,21 +177,27 @@ fn probe_door(door: &ProbeDoor) -> Vec<Rule> {
             .into_iter()
             .map(|source| address_rule(source, vec![TCP, Match::Src(source)], why))
             .collect(),
-        ProbeDoor::Source { addresses, ports } => {
-            families(|family| !ports.is_empty() && addresses.iter().any(|a| family_of(*a) == family))
-                .map(|family| Rule {
-                    family: Some(family),
-                    matches: vec![
-                        TCP,
-                        Match::SrcIn(SetName::ProbeSources(family)),
-                        Match::DstPortIn(SetName::ProbePorts),
-                    ],
-                    target: Target::Accept,
-                    why: Cow::Borrowed(why),
-                })
-                .collect()
+        ProbeDoor::Source { addresses, ports } => from_node(addresses, ports, None, why).collect(),
+        ProbeDoor::Cookie { cookies, addresses, ports } => {
+            cookies.iter().flat_map(|cookie| from_node(addresses, ports, Some(*cookie), why)).collect()
         }
     }
+}
+
+/// Accepts what comes from these addresses to these ports, with this cookie if there is one. No port means nothing.
+fn from_node(
+    addresses: &BTreeSet<IpAddr>,
+    ports: &BTreeSet<u16>,
+    cookie: Option<Cookie>,
+    why: &'static str,
+) -> impl Iterator<Item = Rule> {
+    let there = |family| !ports.is_empty() && addresses.iter().any(|address| family_of(*address) == family);
+    families(there).map(move |family| {
+        let mut matches =
+            vec![TCP, Match::SrcIn(SetName::ProbeSources(family)), Match::DstPortIn(SetName::ProbePorts)];
+        matches.extend(cookie.map(Match::Cookie));
+        Rule { family: Some(family), matches, target: Target::Accept, why: Cow::Borrowed(why) }
+    })
 }
 
 /// What goes out.
@@ -256,14 +263,21 @@ fn elements(plan: &RedirectPlan, name: SetName) -> Option<Elements> {
         (SetName::Kept(family), Stage::Redirect(Older::Kept(flows)), _, _) => {
             Elements::Flows(family, flows_of(family, flows))
         }
-        (SetName::ProbeSources(family), _, ProbeDoor::Source { addresses, .. }, _) => {
+        (
+            SetName::ProbeSources(family),
+            _,
+            ProbeDoor::Source { addresses, .. } | ProbeDoor::Cookie { addresses, .. },
+            _,
+        ) => {
             let own = addresses.iter().filter(|address| family_of(**address) == family);
             Elements::Addresses(
                 family,
                 own.map(|address| (*address, String::new())).collect::<BTreeMap<_, _>>(),
             )
         }
-        (SetName::ProbePorts, _, ProbeDoor::Source { ports, .. }, _) => Elements::Ports(ports.clone()),
+        (SetName::ProbePorts, _, ProbeDoor::Source { ports, .. } | ProbeDoor::Cookie { ports, .. }, _) => {
+            Elements::Ports(ports.clone())
+        }
         (SetName::Ztunnel(level), _, _, MarkGuard::Cgroups(cgroups)) => {
             Elements::Cgroups(cgroups.iter().filter(|cgroup| cgroup.level == level).cloned().collect())
         }

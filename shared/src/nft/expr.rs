@@ -17,6 +17,8 @@ const NFT_REG_VERDICT: u32 = 0;
 const NFT_JUMP: i32 = -3;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`: the port is given.
 const NAT_PORT_GIVEN: u32 = 0x2;
+/// Among TCP options, not IPv6's extension headers (`enum nft_exthdr_op`).
+const NFT_EXTHDR_OP_TCPOPT: u32 = 1;
 /// The kernel answers with a reset, whatever the code.
 const NFT_REJECT_TCP_RST: u32 = 1;
 
@@ -85,9 +87,22 @@ pub(super) enum Expr {
     SetMeta(MetaKey),
     Ct(CtKey),
     SetCt(CtKey),
-    Payload { header: Header, offset: u32, length: u32, into: Register },
+    Payload {
+        header: Header,
+        offset: u32,
+        length: u32,
+        into: Register,
+    },
+    /// The first `length` bytes of the first TCP option of a kind; without one that long the rule does not match.
+    TcpOption {
+        kind: u8,
+        length: u32,
+    },
     Socket(SocketKey),
-    Bitwise { mask: Vec<u8>, xor: Vec<u8> },
+    Bitwise {
+        mask: Vec<u8>,
+        xor: Vec<u8>,
+    },
     Cmp(Cmp, Vec<u8>),
     Lookup(String),
     Immediate(Vec<u8>),
@@ -115,6 +130,7 @@ impl Expr {
             Self::Meta(_) | Self::SetMeta(_) => "meta",
             Self::Ct(_) | Self::SetCt(_) => "ct",
             Self::Payload { .. } => "payload",
+            Self::TcpOption { .. } => "exthdr",
             Self::Socket(_) => "socket",
             Self::Bitwise { .. } => "bitwise",
             Self::Cmp(..) => "cmp",
@@ -151,6 +167,13 @@ impl Expr {
                 data.u32(2, *header as u32);
                 data.u32(3, *offset);
                 data.u32(4, *length);
+            }
+            Self::TcpOption { kind, length } => {
+                data.u32(1, first);
+                data.bytes(2, &[*kind]);
+                data.u32(3, 0);
+                data.u32(4, *length);
+                data.u32(6, NFT_EXTHDR_OP_TCPOPT);
             }
             Self::Socket(key) => socket(data, *key),
             Self::Bitwise { mask, xor } => {

@@ -4,6 +4,7 @@ use super::expr::{Cmp, CtKey, Expr, Header, MetaKey, Register, SocketKey, nf_pro
 use super::message::{Batch, Kind};
 use super::set::comment;
 use crate::contract::NFT_TABLE;
+use crate::cookie::{Cookie, OPTION_BYTES};
 use crate::ids::{Family, Mark};
 use crate::netfilter::{ChainName, Iface, Match, Proto, Rule, SetName, SocketTest, Target, Test, family_of};
 use std::net::IpAddr;
@@ -67,6 +68,10 @@ fn condition(matched: &Match, only: Option<Family>) -> Vec<Expr> {
         Match::OpeningSyn(test) => {
             let pick = Expr::Bitwise { mask: vec![TCP_OPENING_MASK], xor: vec![0] };
             vec![transport(13, 1, Register::FIRST), pick, Expr::Cmp(op(test), vec![TCP_SYN])]
+        }
+        Match::Cookie(cookie) => {
+            let load = Expr::TcpOption { kind: Cookie::kind(), length: OPTION_BYTES as u32 };
+            vec![load, equal(cookie.option().to_vec())]
         }
         Match::SrcPort(port) => vec![source_port(Register::FIRST), equal(port.to_be_bytes().to_vec())],
         Match::DstPort(test) => {

@@ -6,6 +6,7 @@
 
 use super::{CgroupRef, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
 use crate::contract::{MARK_ZTUNNEL, PORT_DNS, PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
+use crate::cookie::Cookie;
 use crate::ids::Ifname;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -21,6 +22,8 @@ pub struct Packet {
     pub source: (IpAddr, u16),
     /// Its destination address and port, of the same family.
     pub destination: (IpAddr, u16),
+    /// The cookie in its TCP header.
+    pub cookie: Option<Cookie>,
     /// Its mark. Packets from outside have none: a mark does not survive the way between namespaces.
     pub mark: u32,
     /// The cgroup of the socket that sends it, and that cgroup's ancestors. Empty for packets from outside.
@@ -175,6 +178,11 @@ impl ProbeDoor {
             Self::Snat { v4, v6 } => source == *v4 || source == *v6,
             Self::Source { addresses, ports } => {
                 addresses.contains(&source) && ports.contains(&packet.destination.1)
+            }
+            Self::Cookie { cookies, addresses, ports } => {
+                packet.cookie.is_some_and(|cookie| cookies.contains(&cookie))
+                    && addresses.contains(&source)
+                    && ports.contains(&packet.destination.1)
             }
         }
     }

@@ -4,6 +4,7 @@ use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
+use sluice_shared::cookie::Cookie;
 use sluice_shared::ids::{Family, Ifname};
 use sluice_shared::plan::*;
 use std::collections::BTreeSet;
@@ -60,9 +61,21 @@ fn stage() -> impl Strategy<Value = Stage> {
     ]
 }
 
+/// Few enough that packets have those of plans.
+pub fn cookies() -> Vec<Cookie> {
+    (1..=3).map(|secret| Cookie::new([0, 1, 2, 3, 4, 5, 6, secret])).collect()
+}
+
 fn door() -> impl Strategy<Value = ProbeDoor> {
     let all: Vec<IpAddr> = Family::BOTH.into_iter().flat_map(addresses).collect();
     let ports = (1..=20).chain(PORTS).collect::<Vec<u16>>();
+    let cookie =
+        (subsequence(cookies(), 0..=3), subsequence(all.clone(), 0..=10), subsequence(ports.clone(), 0..=30))
+            .prop_map(|(cookies, addresses, ports)| ProbeDoor::Cookie {
+                cookies: cookies.into_iter().collect(),
+                addresses: addresses.into_iter().collect(),
+                ports: ports.into_iter().collect(),
+            });
     let source = (subsequence(all, 0..=10), subsequence(ports, 0..=30)).prop_map(|(addresses, ports)| {
         ProbeDoor::Source { addresses: addresses.into_iter().collect(), ports: ports.into_iter().collect() }
     });
@@ -70,6 +83,7 @@ fn door() -> impl Strategy<Value = ProbeDoor> {
         1 => Just(ProbeDoor::Closed),
         2 => Just(ProbeDoor::Snat { v4: PROBE_SOURCE_V4, v6: PROBE_SOURCE_V6 }),
         2 => source,
+        2 => cookie,
     ]
 }
 
@@ -121,14 +135,16 @@ pub fn packet() -> impl Strategy<Value = Packet> {
     ];
     let kind = select(vec![Kind::OpeningSyn, Kind::OpeningSyn, Kind::MidStream, Kind::Udp]);
     let maker = select(CGROUPS.to_vec());
-    (path, kind, tuple(), select(MARKS.to_vec()), maker, listeners()).prop_map(
-        |(path, kind, (source, destination), mark, maker, listeners)| {
+    let cookie = prop::option::weighted(0.5, select(cookies()));
+    (path, kind, tuple(), cookie, select(MARKS.to_vec()), maker, listeners()).prop_map(
+        |(path, kind, (source, destination), cookie, mark, maker, listeners)| {
             let outside = matches!(path, Path::In(_));
             Packet {
                 path,
                 kind,
                 source,
                 destination,
+                cookie: cookie.filter(|_| kind != Kind::Udp),
                 mark: if outside { 0 } else { mark },
                 maker: if outside { BTreeSet::new() } else { lineage(maker) },
                 listeners,

@@ -1,7 +1,7 @@
 //! Whole outputs, a file a feature: `tests/golden/FEATURE.txt` as people read it, `.restore` for iptables, `.nft.hex` for
 //! nf_tables. `SLUICE_BLESS=1 cargo test -p sluice-shared` writes them anew; then read the diff.
 
-use super::generate::cgroup;
+use super::generate::{cgroup, cookies};
 use super::order::{host_plan, istios};
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
 use sluice_shared::host::{self, HostStep};
@@ -60,6 +60,17 @@ fn features() -> Vec<(&'static str, RedirectPlan)> {
             "probe-source",
             RedirectPlan {
                 probe: ProbeDoor::Source {
+                    addresses: BTreeSet::from(addresses),
+                    ports: BTreeSet::from([8080, 9090]),
+                },
+                ..new_pod()
+            },
+        ),
+        (
+            "probe-cookie",
+            RedirectPlan {
+                probe: ProbeDoor::Cookie {
+                    cookies: cookies()[..2].iter().copied().collect(),
                     addresses: BTreeSet::from(addresses),
                     ports: BTreeSet::from([8080, 9090]),
                 },

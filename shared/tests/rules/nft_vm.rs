@@ -149,6 +149,12 @@ impl Nft {
                 let field = header.get(at..at + len).ok_or(NFT_BREAK)?;
                 store(regs, expr.number(1), field);
             }
+            "exthdr" => {
+                assert_eq!((expr.number(6), expr.data[&2].len()), (1, 1), "an option of TCP, by its kind");
+                let option = tcp_option(skb, expr.data[&2][0]).ok_or(NFT_BREAK)?;
+                let (at, len) = (expr.number(3) as usize, expr.number(4) as usize);
+                store(regs, expr.number(1), option.get(at..at + len).ok_or(NFT_BREAK)?);
+            }
             "socket" => store(regs, expr.number(2), &expr.socket(skb).ok_or(NFT_BREAK)?),
             "bitwise" => {
                 let len = expr.number(3) as usize;
@@ -351,6 +357,19 @@ fn network_header(skb: &Skb) -> Vec<u8> {
         }
         mixed => panic!("{mixed:?}"),
     }
+}
+
+/// The first option of a kind, found as the kernel walks them.
+fn tcp_option(skb: &Skb, kind: u8) -> Option<&[u8]> {
+    let mut rest = (skb.protocol == IPPROTO_TCP).then_some(&skb.tcp_options[..])?;
+    while rest.len() > 1 {
+        let length = if rest[0] <= 1 { 1 } else { usize::from(rest[1]).max(1) };
+        if rest[0] == kind {
+            return rest.get(..length);
+        }
+        rest = rest.get(length..)?;
+    }
+    None
 }
 
 fn transport_header(skb: &Skb) -> Vec<u8> {

@@ -281,6 +281,7 @@ fn snat(machine: &dyn Machine, maker: &str, to: &str, kind: Kind) -> Option<IpAd
         kind,
         source: (from.parse().unwrap(), 40001),
         destination: (to, 8080),
+        cookie: None,
         mark: 0,
         maker: lineage(maker),
         listeners: Listeners { outbound: nobody, inbound: nobody, hbone: nobody, dns: nobody },

@@ -2,6 +2,7 @@
 //! only, redirected packets coming back over `lo`.
 
 use sluice_shared::contract::{PORT_DNS_PROXY, PORT_HBONE, PORT_INBOUND, PORT_OUTBOUND};
+use sluice_shared::cookie::Cookie;
 use sluice_shared::netfilter::Hook;
 use sluice_shared::plan::{CgroupRef, Kind, Packet, Path, Receiver, Verdict};
 use std::collections::BTreeSet;
@@ -29,6 +30,8 @@ pub struct Skb {
     pub destination: (IpAddr, u16),
     pub protocol: u8,
     pub tcp_flags: u8,
+    /// What follows the first twenty bytes of a TCP header.
+    pub tcp_options: Vec<u8>,
     pub mark: u32,
     pub iif: Option<(u32, String)>,
     pub oif: Option<(u32, String)>,
@@ -124,6 +127,13 @@ fn receiver(packet: &Packet, port: u16) -> Option<Socket> {
     }
 }
 
+/// As Linux writes an opening SYN's: segment size, selective acknowledgement and timestamps, window scale, then ours.
+fn options(cookie: Option<Cookie>) -> Vec<u8> {
+    let mut options = vec![2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+    options.extend(cookie.iter().flat_map(|cookie| cookie.option()));
+    options
+}
+
 impl Skb {
     /// The packet where it begins.
     pub fn new(packet: &Packet, known: Option<u32>) -> Self {
@@ -142,6 +152,7 @@ impl Skb {
             destination: packet.destination,
             protocol,
             tcp_flags,
+            tcp_options: options(packet.cookie),
             mark: packet.mark,
             iif: None,
             oif: None,

@@ -101,6 +101,25 @@ pub(super) fn own(proc: &HostProc) -> Result<Option<CgroupRef>, KernelError> {
     path.map(|path| at_path(proc, path)).transpose()
 }
 
+/// Opens the directory of a cgroup: the very one, or none.
+///
+/// # Errors
+/// As for [`at_path`], and when another has taken its place.
+pub(super) fn open(proc: &HostProc, cgroup: &CgroupRef) -> Result<File, KernelError> {
+    enter_hosts_namespace(proc)?;
+    let open = || {
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let mount = mount_point(&mounts).ok_or_else(not_found)?;
+        let directory = File::open(mount.join(&cgroup.path))?;
+        if directory.metadata()?.ino() == cgroup.id { Ok(directory) } else { Err(not_found()) }
+    };
+    open().map_err(|source| KernelError::Call {
+        call: format!("open the cgroup /{}", cgroup.path),
+        source,
+        detail: "is it gone?".into(),
+    })
+}
+
 /// The cgroup at a path from the root of the host's cgroup v2 tree.
 ///
 /// # Errors

@@ -1,8 +1,10 @@
 //! The Linux kernel behind the seam. Programs are executed by `program` alone, for the iptables backend.
 
 mod apply;
+mod bpf;
 pub mod cgroup;
 mod conntrack;
+mod cookies;
 mod half_closed;
 mod ipset;
 pub mod iptables;
@@ -25,19 +27,20 @@ mod target;
 pub mod watch;
 mod xtables;
 
-use super::{Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket};
+use super::{Attached, Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket};
 use iptables::Variant;
 use legacy::Legacy;
 use netlink::Conversation;
 use netns::Namespaces;
 use ruleset::{Hash, Ruleset};
+use sluice_shared::cookie::Cookie;
 use sluice_shared::enroll::Overrides;
 use sluice_shared::ids::{Family, NetnsId};
 use sluice_shared::istio::{Listing, PROBE_SETS};
 use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{self, CgroupRef, Flow, Hold, MarkGuard, Older, ProbeDoor, RedirectConfig, Stage};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -58,6 +61,7 @@ pub struct LinuxKernel {
     proc: HostProc,
     /// The iptables programs that work; found when first needed, unless a probe found them before.
     variant: RwLock<Option<Variant>>,
+    stamp: cookies::Stamp,
 }
 
 impl LinuxKernel {
@@ -68,7 +72,12 @@ impl LinuxKernel {
     /// When one of them cannot be opened.
     pub fn new(host: &Path) -> Result<Self, KernelError> {
         retiring::start_closer();
-        Ok(Self { namespaces: Namespaces::new(host)?, proc: HostProc::default(), variant: RwLock::new(None) })
+        Ok(Self {
+            namespaces: Namespaces::new(host)?,
+            proc: HostProc::default(),
+            variant: RwLock::new(None),
+            stamp: cookies::Stamp::default(),
+        })
     }
 
     /// Looks for the host's processes there.
@@ -194,6 +203,26 @@ impl Kernel for LinuxKernel {
 
     fn cgroup_at(&self, path: &str) -> Result<CgroupRef, KernelError> {
         cgroup::at_path(&self.proc, path)
+    }
+
+    fn attach_cookies(&self, kubelet: &CgroupRef) -> Result<Attached, KernelError> {
+        self.stamp.attach(&self.proc, kubelet)
+    }
+
+    fn detach_cookies(&self, kubelet: &CgroupRef) -> Result<bool, KernelError> {
+        self.stamp.detach(&self.proc, kubelet)
+    }
+
+    fn cookies(&self) -> Result<BTreeMap<IpAddr, Cookie>, KernelError> {
+        self.stamp.given()
+    }
+
+    fn give_cookie(&self, to: IpAddr, cookie: Option<Cookie>) -> Result<(), KernelError> {
+        self.stamp.give(to, cookie)
+    }
+
+    fn new_cookie(&self) -> Result<Cookie, KernelError> {
+        cookies::random()
     }
 }
 

@@ -76,6 +76,14 @@ impl LinuxKernel {
         })
     }
 
+    /// Whether this kernel takes a plan: tried in a scratch namespace.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn takes(&self, backend: Backend, plan: &RedirectPlan) -> Result<(), KernelError> {
+        try_plan(plan, backend, self.means(self.programs_of(backend)?))
+    }
+
     /// Whether rules can tell ztunnel's sockets by their cgroup: tries `plan` with a guard in a scratch namespace. A
     /// kernel may lack the match (nf_tables has it since 5.13), and iptables the extension.
     ///

@@ -61,7 +61,7 @@ async fn pods_of_a_former_run_are_in_the_first_table() {
         .await
         .unwrap();
     assert!(in_force(&kernel, Backend::Nftables, |plan| HostStep::Install(plan), &[1]));
-    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     assert_eq!(kernel.log().len(), 1, "a pod that is in the table already costs nothing");
     table.dismiss(&uid(1)).await;
     assert!(was_amended(&kernel, &with(&[1]), &with(&[])));
@@ -71,10 +71,10 @@ async fn pods_of_a_former_run_are_in_the_first_table() {
 async fn what_is_not_known_to_the_last_byte_is_written_whole() {
     let kernel = RecordingKernel::default();
     let table = table(&kernel, Backend::Nftables).await;
-    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     assert!(was_amended(&kernel, &with(&[]), &with(&[1])));
     kernel.tamper_rules(Place::Host, Some(Fingerprint(1)));
-    table.admit(&uid(2), &[ip(2)]).await;
+    table.admit(&uid(2), &[ip(2)], &ProbeDoor::Closed).await;
     assert!(in_force(&kernel, Backend::Nftables, |plan| HostStep::Replace(plan), &[1, 2]), "others' changes");
     // The kernel refuses the change: an element that should go is not there, or one that should come is.
     kernel.fail_next(Place::Host, libc::ENOENT);
@@ -95,7 +95,7 @@ async fn pods_that_come_at_once_share_commits() {
     let admits: Vec<_> = (0..200)
         .map(|number| {
             let table = Arc::clone(&table);
-            tokio::spawn(async move { table.admit(&uid(number), &[ip(number)]).await })
+            tokio::spawn(async move { table.admit(&uid(number), &[ip(number)], &ProbeDoor::Closed).await })
         })
         .collect();
     for admit in admits {
@@ -110,8 +110,8 @@ async fn pods_that_come_at_once_share_commits() {
 async fn an_address_has_one_owner() {
     let kernel = RecordingKernel::default();
     let table = table(&kernel, Backend::Nftables).await;
-    table.admit(&uid(1), &[ip(1)]).await;
-    table.admit(&uid(2), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
+    table.admit(&uid(2), &[ip(1)], &ProbeDoor::Closed).await;
     let pods = BTreeMap::from([(uid(1), vec![]), (uid(2), vec![ip(1)])]);
     assert!(was_amended(&kernel, &with(&[1]), &HostPlan { pods, ..plan() }));
     drop(kernel.take_log());
@@ -129,12 +129,12 @@ async fn the_door_stays_while_the_table_is_ours_and_is_rebuilt_when_it_is_not() 
         log[0].1.contains(&KernelOp::ClearIptables)
     };
     assert!(clears(&kernel));
-    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     assert!(!clears(&kernel));
     table.look(Some(CgroupRef { id: 8, ..plan().kubelet })).await;
     assert!(!clears(&kernel), "the kubelet has another cgroup");
     kernel.tamper_rules(Place::Host, Some(Fingerprint(1)));
-    table.admit(&uid(2), &[ip(2)]).await;
+    table.admit(&uid(2), &[ip(2)], &ProbeDoor::Closed).await;
     assert!(clears(&kernel), "somebody has changed the table since");
     kernel.tamper_rules(Place::Host, None);
     table.look(None).await;
@@ -149,9 +149,9 @@ async fn a_commit_that_failed_is_the_next_looks() {
     for _amended_and_written_whole in 0..2 {
         kernel.fail_next(Place::Host, libc::ENOBUFS);
     }
-    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     drop(kernel.take_log());
-    table.admit(&uid(1), &[ip(1)]).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     assert!(kernel.log().is_empty(), "its pods do not try, every one of them");
     table.look(None).await;
     assert!(in_force(&kernel, Backend::Nftables, |plan| HostStep::Install(plan), &[1]));
