@@ -38,7 +38,7 @@ exec unshare --pid --mount --cgroup --fork --kill-child --propagation slave -- s
 ' container "$@"
 "#;
 
-fn contain(agent: &mut Agent, host_proc: &str, without: Option<&str>) -> Result<()> {
+pub fn contain(agent: &mut Agent, host_proc: &str, without: Option<&str>) -> Result<()> {
     let kept = CAPABILITIES.iter().filter(|capability| Some(**capability) != without);
     let bounding = kept.fold(String::from("-all"), |all, capability| format!("{all},+{capability}"));
     agent.wrap("sh", &["-ec", CONTAINER, "container", host_proc, &bounding])

@@ -23,6 +23,13 @@ fn main() {
         test("without_any_of_its_capabilities_the_agent_says_so", contained::every_capability_is_needed),
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
+    tests.extend([
+        test("probes_by_cookie_pass_and_nobody_else_does", probes::cookie),
+        test("where_no_cookie_works_status_says_why", probes::no_cookie),
+        test("probes_by_cookie_pass_over_a_restart_of_the_agent", |outer: &Outer| {
+            probes::over_a_restart(outer, "nftables", "cookie")
+        }),
+    ]);
     for by in ["legacy", "nft", "native"] {
         let name = format!("pods_of_istio_cni_by_{by}_are_taken_over_under_load");
         tests.push(test(name, move |outer: &Outer| migration::taken_over(outer, by)));
@@ -33,7 +40,9 @@ fn main() {
             ("another_backend_takes_over_from_it_and_gives_way_to_it", backends::changed),
             ("probes_by_source_reach_declared_ports_only", probes::source),
             ("no_probe_passes_with_none", probes::none),
-            ("probes_pass_over_a_restart_of_the_agent", probes::over_a_restart),
+            ("probes_pass_over_a_restart_of_the_agent", |outer, backend| {
+                probes::over_a_restart(outer, backend, "snat")
+            }),
             ("ipv6_is_left_alone_when_off", ipv6::off),
             ("drift_is_healed_in_time_or_twice_that_when_loaded", times::of_drift),
         ];

@@ -1,8 +1,11 @@
 //! How the kubelet's probes reach an application, by the node's setting.
 
+use crate::contained;
 use anyhow::{Context, Result, anyhow, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
+use sluice_e2e::lab::agent::PATIENCE;
 use sluice_e2e::lab::cgroup::Cgroup;
+use sluice_e2e::lab::eventually;
 use sluice_e2e::lab::outer::Outer;
 use sluice_e2e::lab::pod::Pod;
 use sluice_e2e::lab::scene::{Member, PORT, Scene};
@@ -27,15 +30,21 @@ struct Setting {
 }
 
 fn setting(outer: &Outer, backend: &str, probes: &str) -> Result<Setting> {
+    let changes = json!({"backend": backend, "probes": probes});
+    let scene = built(outer, &format!("probe-{probes}-{backend}"), &changes)?;
+    started(scene, probes)
+}
+
+fn built(outer: &Outer, name: &str, changes: &Value) -> Result<Scene> {
     let mut declared = Member::meshed("a");
     declared.spec.facts.probe_ports = vec![PORT];
-    let members = [declared, Member::plain("c")];
-    let changes = json!({"backend": backend, "probes": probes});
-    let name = format!("probe-{probes}-{backend}");
-    let mut scene = Scene::build(outer, &name, &Plan::default(), &changes, &members)?;
+    Scene::build(outer, name, &Plan::default(), changes, &[declared, Member::plain("c")])
+}
+
+fn started(mut scene: Scene, expected: &str) -> Result<Setting> {
     scene.start()?;
     let chosen = scene.agents[0].status()?.probes;
-    ensure!(chosen.chosen == probes, "probes are {}: {}", chosen.chosen, chosen.because);
+    ensure!(chosen.chosen == expected, "probes are {}: {}", chosen.chosen, chosen.because);
     let (a, c) = (scene.start_pod("a")?, scene.start_pod("c")?);
     let servers = [Echo::start(&a.netns, "a", PORT)?, Echo::start(&a.netns, "a", UNDECLARED)?];
     scene.agents[0].until(&a.facts, State::Enabled)?;
@@ -78,9 +87,53 @@ pub fn none(outer: &Outer, backend: &str) -> Result<()> {
     scene.ztunnels[0].must_be_content()
 }
 
+/// By a secret in the SYN, with the agent as its DaemonSet runs it: the kubelet reaches declared ports, and nobody else
+/// anything, with no rule on the host. A kubelet that starts again in another cgroup goes on.
+pub fn cookie(outer: &Outer) -> Result<()> {
+    let host_proc = "/run/sluice-host-proc/probe-cookie";
+    let changes = json!({"backend": "nftables", "probes": "cookie", "hostProc": host_proc});
+    let mut scene = built(outer, "probe-cookie", &changes)?;
+    contained::contain(&mut scene.agents[0], host_proc, None)?;
+    let Setting { mut scene, a, c, _servers } = started(scene, "cookie")?;
+    nobody_but_the_kubelet(&scene, &a, &c)?;
+    let rules = scene.node().netns.must("nft", &["list", "ruleset"])?;
+    ensure!(!rules.contains("sluice"), "rules on the host: {rules}");
+    scene.node().kubelet.remake()?;
+    eventually("the new kubelet's probes to pass", PATIENCE, || probe(scene.node(), &a))?;
+    nobody_but_the_kubelet(&scene, &a, &c)?;
+    scene.ztunnels[0].must_be_content()
+}
+
+fn nobody_but_the_kubelet(scene: &Scene, a: &Pod, c: &Pod) -> Result<()> {
+    let node = scene.node();
+    for ip in &a.facts.ips {
+        for (cgroup, port, expected) in [
+            (&node.kubelet, PORT, Path::Direct),
+            (&node.kubelet, UNDECLARED, Path::Proxied),
+            (&node.other, PORT, Path::Proxied),
+            (&node.other, UNDECLARED, Path::Proxied),
+        ] {
+            let path = from_node(node, cgroup, SocketAddr::new(*ip, port))?;
+            ensure!(path == expected, "{} → {ip}:{port} is {path:?}", cgroup.path);
+        }
+        let path = Scene::path(&c.netns, *ip)?;
+        ensure!(path == Path::Proxied, "c → a's declared port at {ip} is {path:?}");
+    }
+    Ok(())
+}
+
+/// Where cookies do not work, what `auto` takes is used, and status says why: here, iptables cannot compare them.
+pub fn no_cookie(outer: &Outer) -> Result<()> {
+    let changes = json!({"backend": "iptables", "probes": "cookie"});
+    let setting = started(built(outer, "probe-no-cookie", &changes)?, "snat")?;
+    let because = setting.scene.agents[0].status()?.probes.because;
+    ensure!(because.contains("cookie does not work here: iptables"), "{because}");
+    probe(setting.scene.node(), &setting.a)
+}
+
 /// The kubelet probes on while the agent is stopped, killed and started: all of it reaches the application directly.
-pub fn over_a_restart(outer: &Outer, backend: &str) -> Result<()> {
-    let Setting { mut scene, a, _servers, .. } = setting(outer, backend, "snat")?;
+pub fn over_a_restart(outer: &Outer, backend: &str, probes: &str) -> Result<()> {
+    let Setting { mut scene, a, _servers, .. } = setting(outer, backend, probes)?;
     let over = AtomicBool::new(false);
     let Scene { world, agents, .. } = &mut scene;
     let (node, agent) = (&world.nodes[0], &mut agents[0]);
