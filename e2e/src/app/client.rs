@@ -45,8 +45,10 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     plan: Plan,
     totals: Mutex<Totals>,
-    /// The next target, and the next source port.
+    /// The next target.
     turn: AtomicUsize,
+    /// The next source port. Of its own: a connection that took two turns would skip every other target.
+    port: AtomicUsize,
 }
 
 impl Client {
@@ -55,7 +57,12 @@ impl Client {
     pub fn new(plan: Plan) -> Self {
         let mut totals = Totals::default();
         totals.live.wanted = plan.live as u64;
-        Self(Arc::new(Inner { plan, totals: Mutex::new(totals), turn: AtomicUsize::new(0) }))
+        Self(Arc::new(Inner {
+            plan,
+            totals: Mutex::new(totals),
+            turn: AtomicUsize::default(),
+            port: AtomicUsize::default(),
+        }))
     }
 
     /// What it did until now.
@@ -169,7 +176,7 @@ impl Client {
 
     fn next_port(&self) -> u16 {
         let range = CLIENT_PORTS;
-        let turn = self.0.turn.fetch_add(1, Ordering::Relaxed) % usize::from(range.end - range.start);
+        let turn = self.0.port.fetch_add(1, Ordering::Relaxed) % usize::from(range.end - range.start);
         range.start + u16::try_from(turn).unwrap_or_default()
     }
 

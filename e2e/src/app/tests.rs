@@ -146,6 +146,23 @@ async fn load_counts_what_is_answered() {
 }
 
 #[tokio::test]
+async fn load_takes_its_targets_in_turns() {
+    let servers = [
+        Server::start(plan()).await.unwrap(),
+        Server::start(Plan { name: "server-2".into(), ..plan() }).await.unwrap(),
+    ];
+    let targets = servers.iter().map(|server| address(server, "tcp").to_string()).collect();
+    let both = Load { targets, per_second: 100, ..load(address(&servers[0], "tcp")) };
+    let totals = run(both, |totals| totals.new.direct >= 10).await;
+    let [first, second] =
+        ["server-1", "server-2"].map(|name| totals.servers.get(name).copied().unwrap_or_default());
+    assert!(first.abs_diff(second) <= 1, "{totals:?}");
+    for server in servers {
+        server.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn load_counts_what_is_lost_and_opens_it_anew() {
     // Answers twice on each connection, then cuts it off.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -2,11 +2,30 @@
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+/// Who the agents are.
+pub const AGENT: &str = "system:serviceaccount:sluice-system:sluice-agent";
+
+/// The policy that the API server logs by: every request once, when it is answered, with who, what and the answer's code
+/// (level Metadata); and of the agents' patches of `pods/status` what they say (level Request).
+#[must_use]
+pub fn policy() -> String {
+    let patches = json!({
+        "level": "Request", "users": [AGENT], "verbs": ["patch"],
+        "resources": [{"group": "", "resources": ["pods/status"]}],
+    });
+    let rules = json!([patches, {"level": "Metadata"}]);
+    let policy = json!({
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": rules,
+    });
+    policy.to_string()
+}
 
 /// The log, from some point on.
 #[derive(Clone, Debug)]
@@ -15,7 +34,7 @@ pub struct Audit {
     from: u64,
 }
 
-/// One request (`audit.k8s.io/v1`, level Metadata). A watch is there twice: when it begins (`ResponseStarted`) and when
+/// One request (`audit.k8s.io/v1`). A watch is there twice: when it begins (`ResponseStarted`) and when
 /// it ends (`ResponseComplete`).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -37,6 +56,8 @@ pub struct Request {
     pub user_agent: String,
     /// What it is about; none for `/readyz` and the like.
     pub object_ref: Option<Object>,
+    /// What it says, where [`policy`] has that kept.
+    pub request_object: Option<Value>,
     /// What was answered.
     pub response_status: Option<Status>,
     /// When it came, RFC 3339 with microseconds.
@@ -146,6 +167,14 @@ mod tests {
         let object = request.object_ref.as_ref().unwrap();
         assert_eq!((request.verb.as_str(), object.subresource.as_str()), ("patch", "status"));
         assert_eq!(request.response_status.as_ref().unwrap().code, 200);
+    }
+
+    #[test]
+    fn what_a_patch_says_is_kept() {
+        let said = r#""requestObject":{"metadata":{"uid":"u"}},"responseStatus""#;
+        let requests = parse(&format!("{}\n{ENTRY}\n", ENTRY.replace(r#""responseStatus""#, said))).unwrap();
+        assert_eq!(requests[0].request_object, Some(json!({"metadata": {"uid": "u"}})));
+        assert_eq!(requests[1].request_object, None);
     }
 
     #[test]

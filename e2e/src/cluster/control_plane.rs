@@ -1,9 +1,9 @@
 //! etcd, the API server, the controller manager and the scheduler, on a host of their own on the fabric.
 
-use super::address;
 use super::pki::{Authority, Subject};
 use super::programs::Programs;
 use super::progress::Progress;
+use super::{address, audit};
 use crate::lab::netns::Netns;
 use crate::lab::process::{Launch, Process};
 use crate::lab::{eventually, write_whole};
@@ -16,11 +16,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 const ETCD_PORT: u16 = 2379;
-/// Every request once, when it is answered, with who, what and the answer's code.
-const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\n\
-                            kind: Policy\n\
-                            omitStages: [RequestReceived]\n\
-                            rules: [{level: Metadata}]\n";
 
 /// The control plane. Dropping it ends it.
 pub struct ControlPlane {
@@ -74,7 +69,7 @@ impl ControlPlane {
             Subject { common_name: "kube-apiserver", organization: "", names: &names, addresses: &addresses };
         authority.issue(&pki, "apiserver", &server)?;
         authority.issue(&pki, "kubelet-client", &Subject::client("kube-apiserver", "system:masters"))?;
-        write_whole(&dir.join("audit-policy.yaml"), AUDIT_POLICY)?;
+        write_whole(&dir.join("audit-policy.yaml"), &audit::policy())?;
         // The kubeconfig that people and tests use is in the cluster's directory, with paths that hold there.
         let text = std::fs::read_to_string(&admin)?;
         let absolute = |text: String, file: &str| {

@@ -25,6 +25,12 @@ pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// The outside host, IPv6.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 0x10);
 
+/// The fabric's own addresses: where the nodes' default routes go, and that of the outside host.
+const FABRIC_V4: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
+const FABRIC_V6: Ipv6Addr = Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 1);
+const OUTSIDE_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const OUTSIDE_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 1);
+
 /// Which address families pods have. The fabric and the outside host always have both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
@@ -132,25 +138,21 @@ impl World {
 /// When the kernel refuses.
 pub fn surroundings(world: &str) -> Result<(Netns, Netns)> {
     let fabric = host(&format!("{world}.fabric"))?;
-    fabric.ip("link add br0 type bridge\n\
-               link set br0 up\n\
-               addr add 172.30.0.1/24 dev br0\n\
-               addr add fd30::1/64 dev br0 nodad\n")?;
+    fabric.ip(&format!(
+        "link add br0 type bridge\n\
+         link set br0 up\n\
+         addr add {FABRIC_V4}/24 dev br0\n\
+         addr add {FABRIC_V6}/64 dev br0 nodad\n"
+    ))?;
     let outside = host(&format!("{world}.outside"))?;
     fabric.ip(&format!(
         "link add outside type veth peer name eth0 netns {}\n\
-         addr add 203.0.113.1/24 dev outside\n\
-         addr add 2001:db8:99::1/64 dev outside nodad\n\
+         addr add {OUTSIDE_GATEWAY_V4}/24 dev outside\n\
+         addr add {OUTSIDE_GATEWAY_V6}/64 dev outside nodad\n\
          link set outside up\n",
         outside.name()
     ))?;
-    outside.ip(&format!(
-        "addr add {OUTSIDE_V4}/24 dev eth0\n\
-         addr add {OUTSIDE_V6}/64 dev eth0 nodad\n\
-         link set eth0 up\n\
-         route add default via 203.0.113.1\n\
-         route add default via 2001:db8:99::1\n"
-    ))?;
+    uplink(&outside, (OUTSIDE_V4, OUTSIDE_V6), (OUTSIDE_GATEWAY_V4, OUTSIDE_GATEWAY_V6))?;
     Ok((fabric, outside))
 }
 
@@ -168,14 +170,27 @@ pub fn on_fabric(world: &str, index: u8, fabric: &Netns) -> Result<(Netns, Ipv4A
          link set {name} master br0 up\n",
         netns.name()
     ))?;
+    uplink(&netns, (v4, v6), (FABRIC_V4, FABRIC_V6))?;
+    Ok((netns, v4, v6))
+}
+
+/// Brings a host's `eth0` up: its addresses, each in a network of the size that all here have, /24 and /64, and its
+/// default routes.
+///
+/// # Errors
+/// When there is no such link, or the kernel refuses.
+pub fn uplink(
+    netns: &Netns,
+    (v4, v6): (Ipv4Addr, Ipv6Addr),
+    (gateway_v4, gateway_v6): (Ipv4Addr, Ipv6Addr),
+) -> Result<()> {
     netns.ip(&format!(
         "addr add {v4}/24 dev eth0\n\
          addr add {v6}/64 dev eth0 nodad\n\
          link set eth0 up\n\
-         route add default via 172.30.0.1\n\
-         route add default via fd30::1\n"
-    ))?;
-    Ok((netns, v4, v6))
+         route add default via {gateway_v4}\n\
+         route add default via {gateway_v6}\n"
+    ))
 }
 
 /// A node's directory, with what belongs in it.

@@ -62,6 +62,8 @@ fn config(options: &Options) -> serde_json::Value {
         "resolvConf": "/etc/resolv.conf",
         "healthzPort": HEALTH_PORT,
         "maxPods": options.max_pods,
+        // What containers say is evidence: it is kept in one file, whole.
+        "containerLogMaxSize": "1Gi",
         "cgroupDriver": "cgroupfs",
         // From 1.35 on the kubelet refuses cgroup v1 by default.
         "failCgroupV1": false,

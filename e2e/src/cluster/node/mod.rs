@@ -29,7 +29,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// How long a program may take to come up or to end, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,6 +49,7 @@ pub struct Node {
     cluster_cgroups: Subtree,
     cgroups: Subtree,
     running: Mutex<Running>,
+    reboots: Mutex<Vec<SystemTime>>,
 }
 
 /// What ends with a reboot.
@@ -109,6 +110,7 @@ impl Node {
             cgroups: site.cgroups.below(&name)?,
             cluster_cgroups: site.cgroups.clone(),
             running: Mutex::default(),
+            reboots: Mutex::default(),
             index,
             primary,
             name,

@@ -2,7 +2,7 @@
 
 use crate::cluster::{MAX_NODES, address};
 use crate::lab::netns::Netns;
-use crate::lab::topology::host;
+use crate::lab::topology::{host, uplink};
 use anyhow::Result;
 
 /// Node `index`'s network namespace, with one link to the fabric, and the fabric's routes to its pods; with `routes`,
@@ -20,15 +20,7 @@ pub fn connect(fabric: &Netns, name: &str, index: u8, routes: bool) -> Result<Ne
          route replace {pods_v6} via {v6}\n",
         netns.name()
     ))?;
-    netns.ip(&format!(
-        "addr add {v4}/24 dev eth0\n\
-         addr add {v6}/64 dev eth0 nodad\n\
-         link set eth0 up\n\
-         route add default via {}\n\
-         route add default via {}\n",
-        address::CONTROL_PLANE_V4,
-        address::CONTROL_PLANE_V6,
-    ))?;
+    uplink(&netns, (v4, v6), (address::CONTROL_PLANE_V4, address::CONTROL_PLANE_V6))?;
     for other in (1..=MAX_NODES).filter(|other| routes && *other != index) {
         let ((v4, v6), (pods_v4, pods_v6)) = (address::node(other), address::pods(other));
         netns.ip(&format!("route add {pods_v4} via {v4}\nroute add {pods_v6} via {v6}\n"))?;

@@ -5,6 +5,8 @@ use crate::cluster::chain::Primary;
 use crate::lab::eventually;
 use crate::lab::process::{Launch, binary};
 use anyhow::{Context, Result, ensure};
+use std::sync::PoisonError;
+use std::time::SystemTime;
 
 impl Node {
     /// Cuts the power: everything that runs on the node ends at once, and `/run`, its network and its cgroups are gone.
@@ -57,10 +59,17 @@ impl Node {
     /// # Errors
     /// When a part does not come up again.
     pub fn reboot(&self) -> Result<()> {
+        self.reboots.lock().unwrap_or_else(PoisonError::into_inner).push(SystemTime::now());
         self.power_off()?;
         self.power_on()?;
         self.start_containerd()?;
         self.join()?;
         self.start_flanneld()
+    }
+
+    /// When it was rebooted.
+    #[must_use]
+    pub fn reboots(&self) -> Vec<SystemTime> {
+        self.reboots.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -1,8 +1,8 @@
 //! What the agents asked of the API server, counted from its audit log: the server's own account, which no agent can
 //! embellish.
 
-use crate::cluster::audit::{Request, Status};
-use anyhow::Result;
+use crate::cluster::audit::{AGENT, Request, Status};
+use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
@@ -24,29 +24,41 @@ pub struct Requests {
     pub refused: BTreeMap<(String, u16), usize>,
 }
 
-/// Who the agents are.
-pub const AGENT: &str = "system:serviceaccount:sluice-system:sluice-agent";
+/// How the tests call themselves where they use a token of the agents' account.
+pub const TESTS: &str = "sluice-test";
 /// Where the server says which pod a bound token was made for.
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+/// How the names of the DaemonSet's pods begin.
+const POD_PREFIX: &str = "sluice-agent-";
 
-/// The agents' requests that the server received within `span`, by the agent's pod; "" where the server did not say.
+/// The agents' requests that the server received within `span`, by the agent's pod.
 ///
 /// # Errors
-/// When a request has a time that is none.
+/// When a request has a time that is none, or comes from no agent's pod: nobody else has a token of their account.
 pub fn of_agents(log: &[Request], span: Range<SystemTime>) -> Result<BTreeMap<String, Requests>> {
     let (mut counted, mut by_pod) = (BTreeSet::new(), BTreeMap::new());
-    for request in log.iter().filter(|request| request.user.username == AGENT) {
+    for request in log.iter().filter(|request| request.user.username == AGENT && !is_ours(request)) {
         if !span.contains(&request.received()?) {
             continue;
         }
         let pod = request.user.extra.get(POD_NAME).and_then(|names| names.first());
-        let requests: &mut Requests = by_pod.entry(pod.cloned().unwrap_or_default()).or_default();
+        let pod = pod.filter(|pod| pod.starts_with(POD_PREFIX)).with_context(|| {
+            let whose = pod.map_or("no pod", String::as_str);
+            format!("{} ({}) comes with the agents' account from {whose}", what(request), request.user_agent)
+        })?;
+        let requests: &mut Requests = by_pod.entry(pod.clone()).or_default();
         // A watch is there when it begins and when it ends.
         if counted.insert(&request.id) {
             requests.count(request);
         }
     }
     Ok(by_pod)
+}
+
+/// Whether a test sent it, with a token of the agents' account.
+#[must_use]
+pub fn is_ours(request: &Request) -> bool {
+    request.user_agent == TESTS
 }
 
 /// A pod, or its namespace, may go while something is said of it: that is nobody's fault.
@@ -118,7 +130,7 @@ mod tests {
     fn line(id: u32, second: u32, verb: &str, object: &str, more: &str) -> String {
         format!(
             r#"{{"kind":"Event","auditID":"{id}","verb":"{verb}","stage":"ResponseComplete","requestURI":"/x",
-            "user":{{"username":"{AGENT}","extra":{{"{POD_NAME}":["agent-1"]}}}},{more}
+            "user":{{"username":"{AGENT}","extra":{{"{POD_NAME}":["sluice-agent-1"]}}}},{more}
             "objectRef":{object},"requestReceivedTimestamp":"2026-01-01T00:00:{second:02}.123456Z"}}"#
         )
         .replace('\n', "")
@@ -127,7 +139,10 @@ mod tests {
     fn requests(log: &[String]) -> Requests {
         let log: Vec<Request> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
         let start: SystemTime = "2026-01-01T00:00:00Z".parse::<jiff::Timestamp>().unwrap().into();
-        of_agents(&log, start..start + Duration::from_secs(30)).unwrap().remove("agent-1").unwrap_or_default()
+        of_agents(&log, start..start + Duration::from_secs(30))
+            .unwrap()
+            .remove("sluice-agent-1")
+            .unwrap_or_default()
     }
 
     #[test]
@@ -154,5 +169,18 @@ mod tests {
     fn others_are_not_the_agent() {
         let other = line(1, 1, "get", "{}", "").replace(AGENT, "kubernetes-admin");
         assert_eq!(requests(&[other]), Requests::default());
+    }
+
+    #[test]
+    fn the_agents_account_is_for_agents_pods() {
+        let log = |line: String| vec![serde_json::from_str::<Request>(&line).unwrap()];
+        let all = SystemTime::UNIX_EPOCH..SystemTime::now();
+        let nobody = line(1, 1, "get", "{}", "").replace(POD_NAME, "another-key");
+        let why = of_agents(&log(nobody.clone()), all.clone()).unwrap_err().to_string();
+        assert!(why.contains("from no pod"), "{why}");
+        let impostor = line(1, 1, "get", "{}", "").replace("sluice-agent-1", "impostor");
+        assert!(of_agents(&log(impostor), all.clone()).unwrap_err().to_string().contains("from impostor"));
+        let ours = nobody.replace(r#""verb""#, &format!(r#""userAgent":"{TESTS}","verb""#));
+        assert!(of_agents(&log(ours), all).unwrap().is_empty());
     }
 }

@@ -1,6 +1,8 @@
 //! The applications that most scenarios look at: two servers and two clients in the namespace `demo`, on two nodes, each
-//! client with connections that stay and new ones all the time to both servers; and a client outside the mesh.
+//! client with connections that stay and new ones all the time to both servers and to one outside the mesh; and a client
+//! outside the mesh.
 
+use super::leaks::Talker;
 use super::shapes::{ECHO, Shape, namespace, service};
 use super::stage::{PATIENCE, Stage};
 use crate::app::totals::Totals;
@@ -23,6 +25,11 @@ pub const CLIENTS: [&str; 2] = ["client-1", "client-2"];
 pub const OUTSIDER: &str = "outsider";
 /// The server of [`OUTSIDE`].
 pub const PLAIN: &str = "plain";
+
+/// How many connections of each client of [`DEMO`] a capture must see begin. Every other new one is to [`PLAIN`], five a
+/// second: ztunnel passes it on from the client's own address, with a SYN of its own, while those to the mesh go through
+/// one that it has open.
+pub const TALKS: usize = 5;
 
 /// Long enough for each client to make dozens of connections.
 const WHILE: Duration = Duration::from_secs(2);
@@ -51,7 +58,7 @@ pub fn set(stage: &Stage) -> Result<()> {
     ])?;
     stage.until_ready(DEMO, &["server-1", "server-2"])?;
     stage.until_ready(OUTSIDE, &[PLAIN])?;
-    let targets = services(stage)?;
+    let targets = targets(stage)?;
     stage.apply(&[
         client(DEMO, "client-1", &targets).on("node1").pod(),
         client(DEMO, "client-2", &targets).on("node2").pod(),
@@ -74,16 +81,23 @@ pub fn set_in_mesh(stage: &Stage) -> Result<()> {
 /// A client that is Ready once all of its connections that stay are open.
 #[must_use]
 pub fn client(namespace: &str, name: &str, targets: &[String]) -> Shape {
-    let probe = serde_json::json!({"exec": {"command": ["/usr/local/bin/sluice-app", "check", "--http",
-        super::shapes::TOTALS.to_string()]}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 30});
-    Shape::client(namespace, name, targets, 4, 10).with_in_container("readinessProbe", probe)
+    ready_once_open(Shape::client(namespace, name, targets, 4, 10))
 }
 
-/// The servers' services, each by another family. A server that comes back with another address is found all the same.
+/// A client that is Ready once all of its connections that stay are open: until then nothing of it need be on a wire.
+#[must_use]
+pub fn ready_once_open(client: Shape) -> Shape {
+    let probe = serde_json::json!({"exec": {"command": ["/usr/local/bin/sluice-app", "check", "--http",
+        super::shapes::TOTALS.to_string()]}, "periodSeconds": 1, "timeoutSeconds": 5, "failureThreshold": 30});
+    client.with_in_container("readinessProbe", probe)
+}
+
+/// The servers' services, each by another family: a server that comes back with another address is found all the same.
+/// And the server outside the mesh, by both.
 ///
 /// # Errors
 /// When one has no such address.
-pub fn services(stage: &Stage) -> Result<[String; 2]> {
+fn targets(stage: &Stage) -> Result<[String; 4]> {
     let seen = stage.seen();
     let of = |name: &str, v4: bool| {
         let service = seen.services.get(&(DEMO.to_owned(), name.to_owned()));
@@ -91,7 +105,16 @@ pub fn services(stage: &Stage) -> Result<[String; 2]> {
         let vip = vip.with_context(|| format!("the service {name} has no such address"))?;
         Ok::<_, anyhow::Error>(SocketAddr::new(*vip, ECHO).to_string())
     };
-    Ok([of("server-1", true)?, of("server-2", false)?])
+    let plain = stage.pod(OUTSIDE, PLAIN)?;
+    Ok([of("server-1", true)?, echo(&plain, true)?, of("server-2", false)?, echo(&plain, false)?])
+}
+
+/// The clients of [`DEMO`], of whose connections a capture must have seen some.
+///
+/// # Errors
+/// When one is not there.
+pub fn talkers(stage: &Stage) -> Result<Vec<Talker>> {
+    CLIENTS.iter().map(|name| Ok(Talker::new(&stage.pod(DEMO, name)?, TALKS))).collect()
 }
 
 /// Where a server echoes.
@@ -170,36 +193,103 @@ pub fn until_paths(stage: &Stage, proxied: bool) -> Result<String> {
 }
 
 impl Counted {
-    /// Fails if since `self` a connection was lost, refused or answered wrongly, or none was made.
+    /// Fails if since `self` a connection was lost, refused or answered wrongly, or none was made, or a client began
+    /// anew.
     ///
     /// # Errors
     /// Of which client, and its last words.
     pub fn unharmed(&self, stage: &Stage) -> Result<String> {
-        let (mut new, mut pings, mut open, mut slowest) = (0, 0, 0, 0);
+        let mut sum = Since::default();
         for (name, before) in &self.0 {
             let (namespace, pod) = name.split_once('/').context("a name without a namespace")?;
-            let now = stage.totals(namespace, pod)?;
-            let bad = |totals: &Totals| {
-                totals.new.failed + totals.live.lost + totals.live.refused + totals.mismatches
-            };
-            ensure!(
-                bad(&now) == bad(before),
-                "{name}: {} new failed, {} live lost, {} refused, {} answers wrong: {:?}",
-                now.new.failed - before.new.failed,
-                now.live.lost - before.live.lost,
-                now.live.refused - before.live.refused,
-                now.mismatches - before.mismatches,
-                now.failures
-            );
-            let made = now.new.direct + now.new.proxied - before.new.direct - before.new.proxied;
-            ensure!(made > 0 && now.live.pings > before.live.pings, "{name} made no connection meanwhile");
-            (new, pings) = (new + made, pings + now.live.pings - before.live.pings);
-            (open, slowest) =
-                (open + now.live.open, slowest.max(now.new.slowest_ms).max(now.live.slowest_ms));
+            sum.add(name, before, &stage.totals(namespace, pod)?)?;
         }
         Ok(format!(
-            "{open} connections that stayed, with {pings} pings, and {new} new ones, none lost; slowest answer so far \
-             {slowest} ms"
+            "{} connections that stayed, with {} pings, and {} new ones, none lost; slowest answer so far {} ms",
+            sum.open, sum.pings, sum.new, sum.slowest_ms
         ))
+    }
+}
+
+/// What clients did between two looks.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Since {
+    new: u64,
+    pings: u64,
+    open: u64,
+    slowest_ms: u64,
+}
+
+impl Since {
+    /// Adds what a client did, if nothing of it was lost.
+    fn add(&mut self, name: &str, before: &Totals, now: &Totals) -> Result<()> {
+        let grown = |what: &str, count: fn(&Totals) -> u64| {
+            let (was, is) = (count(before), count(now));
+            is.checked_sub(was).with_context(|| {
+                format!("{name} counted {was} {what} before and {is} now: it was started anew meanwhile")
+            })
+        };
+        let failed = grown("new connections that failed", |totals| totals.new.failed)?;
+        let lost = grown("live connections that were lost", |totals| totals.live.lost)?;
+        let refused = grown("live connections that were refused", |totals| totals.live.refused)?;
+        let wrong = grown("wrong answers", |totals| totals.mismatches)?;
+        ensure!(
+            failed + lost + refused + wrong == 0,
+            "{name}: {failed} new failed, {lost} live lost, {refused} refused, {wrong} answers wrong: {:?}",
+            now.failures
+        );
+        let new = grown("new connections", |totals| totals.new.direct + totals.new.proxied)?;
+        let pings = grown("pings", |totals| totals.live.pings)?;
+        ensure!(new > 0 && pings > 0, "{name} made {new} connections and {pings} pings meanwhile");
+        self.new += new;
+        self.pings += pings;
+        self.open += now.live.open;
+        self.slowest_ms = self.slowest_ms.max(now.new.slowest_ms).max(now.live.slowest_ms);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn totals(proxied: u64, pings: u64) -> Totals {
+        let mut totals = Totals::default();
+        (totals.new.proxied, totals.live.pings, totals.live.open) = (proxied, pings, 4);
+        totals
+    }
+
+    fn since(before: &Totals, now: &Totals) -> Result<Since> {
+        let mut since = Since::default();
+        since.add("demo/a", before, now)?;
+        Ok(since)
+    }
+
+    #[test]
+    fn what_a_client_did_meanwhile_is_counted() {
+        let found = since(&totals(10, 100), &totals(15, 130)).unwrap();
+        assert_eq!(found, Since { new: 5, pings: 30, open: 4, slowest_ms: 0 });
+        assert!(since(&totals(10, 100), &totals(10, 130)).is_err(), "no connection was made");
+        assert!(since(&totals(10, 100), &totals(15, 100)).is_err(), "nothing pinged");
+    }
+
+    #[test]
+    fn one_that_was_lost_is_told_in_numbers() {
+        let mut now = totals(15, 130);
+        now.live.lost = 2;
+        let why = since(&totals(10, 100), &now).unwrap_err().to_string();
+        assert!(why.starts_with("demo/a: 0 new failed, 2 live lost"), "{why}");
+    }
+
+    #[test]
+    fn a_client_that_was_started_anew_is_told_as_such() {
+        let mut before = totals(10, 100);
+        before.new.failed = 1;
+        let why = since(&before, &totals(15, 130)).unwrap_err().to_string();
+        assert_eq!(
+            why,
+            "demo/a counted 1 new connections that failed before and 0 now: it was started anew meanwhile"
+        );
+        assert!(since(&totals(10, 100), &totals(3, 130)).unwrap_err().to_string().contains("started anew"));
     }
 }

@@ -5,10 +5,12 @@
 //! reached over HBONE but to its port 15008.
 
 use super::lives::Life;
-use crate::lab::capture::{Packet, Packets};
+use crate::cluster::watch::seen::Pod;
+use crate::lab::capture::{Packet, Packets, Transport};
 use crate::lab::traffic::{CLIENT_PORTS, SINGLE_CLIENT_PORTS};
+use anyhow::{Result, ensure};
 use sluice_shared::contract::{PORT_DNS, PORT_HBONE};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -42,12 +44,33 @@ pub enum Why {
 pub struct Judgement {
     /// SYNs that should not have been there. One that was seen on several links is here once.
     pub leaks: Vec<Leak>,
-    /// SYNs of pods that had to be captured then: with none, nothing was shown.
-    pub judged: usize,
-    /// Of them, those to 15008.
-    pub hbone: usize,
-    /// SYNs with the address of a pod outside the mesh.
+    /// The connections that pods began while they had to be captured, by the pod's uid; "" where an address was just
+    /// passing from one pod to the next. A SYN that was seen on several links, or sent again, is one connection.
+    pub begun: BTreeMap<String, Vec<Begun>>,
+    /// Connections that pods outside the mesh began.
     pub outside: usize,
+}
+
+/// A connection that a pod of the mesh began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// When its SYN was first seen.
+    pub at: SystemTime,
+    /// Whether it went to 15008.
+    pub hbone: bool,
+}
+
+/// A pod that a scenario is about: without a SYN of its own, nothing is shown of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Talker {
+    /// `namespace/name`
+    pub name: String,
+    /// `metadata.uid`
+    pub uid: String,
+    /// How many connections it must have begun.
+    pub at_least: usize,
+    /// From when on.
+    pub since: SystemTime,
 }
 
 /// How long istiod, or what stands in for it, and ztunnel may take until every peer knows that a pod is reached over
@@ -62,18 +85,22 @@ pub fn judge(packets: &Packets, lives: &[Life]) -> Judgement {
         let of_ip = by_address.get(&ip).into_iter().flatten();
         of_ip.copied().filter(|life| life.had(ip, at)).collect()
     };
-    let mut judgement = Judgement::default();
+    let (mut judgement, mut counted) = (Judgement::default(), BTreeSet::new());
     for packet in packets.opening().filter(|packet| is_judged(packet)) {
         let sources = owners(packet.from.ip(), packet.at);
         let Some(source) = sources.first() else { continue };
+        let is_new = counted.insert((packet.from, sequence(packet)));
         // While an address passes from one pod to the next, it may still be the one's that is not in the mesh.
         if !sources.iter().all(|life| life.must_be_captured(packet.at)) {
-            judgement.outside += 1;
+            judgement.outside += usize::from(is_new);
             continue;
         }
-        judgement.judged += 1;
-        if packet.to.port() == PORT_HBONE {
-            judgement.hbone += 1;
+        let hbone = packet.to.port() == PORT_HBONE;
+        if is_new {
+            let whose = if sources.len() == 1 { source.uid.clone() } else { String::new() };
+            judgement.begun.entry(whose).or_default().push(Begun { at: packet.at, hbone });
+        }
+        if hbone {
             continue;
         }
         let targets = owners(packet.to.ip(), packet.at);
@@ -89,6 +116,14 @@ pub fn judge(packets: &Packets, lives: &[Life]) -> Judgement {
         }
     }
     judgement
+}
+
+/// With the sender's socket it names a SYN, on whichever link and however often it is seen.
+fn sequence(packet: &Packet) -> u32 {
+    match packet.transport {
+        Transport::Tcp { sequence, .. } => sequence,
+        Transport::Udp => 0,
+    }
 }
 
 /// DNS and link-local addresses have rules of their own.
@@ -113,32 +148,61 @@ fn by_address(lives: &[Life]) -> BTreeMap<IpAddr, Vec<&Life>> {
     map
 }
 
-impl Judgement {
-    /// Fails when there were leaks, or no pod of the mesh began anything.
-    ///
-    /// # Errors
-    /// The first leaks.
-    pub fn must_hold(&self) -> anyhow::Result<String> {
-        anyhow::ensure!(
-            self.judged > 0,
-            "no pod of the mesh began a connection that the capture saw, so nothing is shown"
-        );
-        self.must_hold_under_load()
+impl Talker {
+    /// A pod that must have begun so many connections, at any time.
+    #[must_use]
+    pub fn new(pod: &Pod, at_least: usize) -> Self {
+        Self { name: pod.full_name(), uid: pod.uid.clone(), at_least, since: SystemTime::UNIX_EPOCH }
     }
 
-    /// As [`Judgement::must_hold`], for pods of which it is known otherwise that they begin connections: ztunnel may
-    /// send all of them through one that it has open. That the capture sees is shown by pods outside.
+    /// From then on.
+    #[must_use]
+    pub fn since(self, since: SystemTime) -> Self {
+        Self { since, ..self }
+    }
+}
+
+impl Judgement {
+    /// Fails when there were leaks, or when one of the pods that this is about began too few connections: an absence
+    /// among nothing shows nothing.
     ///
     /// # Errors
-    /// The first leaks.
-    pub fn must_hold_under_load(&self) -> anyhow::Result<String> {
+    /// The first leaks, or the first pods that were too quiet.
+    pub fn must_hold(&self, about: &[Talker]) -> Result<String> {
         let first: Vec<String> = self.leaks.iter().take(6).map(ToString::to_string).collect();
-        anyhow::ensure!(self.leaks.is_empty(), "{} leaks: {}", self.leaks.len(), first.join("; "));
-        anyhow::ensure!(self.judged + self.outside > 0, "the capture saw no pod begin a connection");
+        ensure!(self.leaks.is_empty(), "{} leaks: {}", self.leaks.len(), first.join("; "));
+        ensure!(!about.is_empty(), "there is no pod that this is about, so nothing is shown");
+        let (mut all, mut quiet) = (Vec::new(), Vec::new());
+        for talker in about {
+            let begun = self.begun_by(talker);
+            if begun.len() < talker.at_least {
+                quiet.push(format!("{} began {} of {}", talker.name, begun.len(), talker.at_least));
+            }
+            all.extend(begun);
+        }
+        ensure!(
+            quiet.is_empty(),
+            "{} of {} pods began fewer connections that the captures saw than they must have, so nothing is shown: {}",
+            quiet.len(),
+            about.len(),
+            quiet[..quiet.len().min(6)].join("; ")
+        );
+        let hbone = all.iter().filter(|begun| begun.hbone).count();
+        let is_other = |uid: &&String| !about.iter().any(|talker| talker.uid == **uid);
+        let others: usize = self.begun.keys().filter(is_other).map(|uid| self.begun[uid].len()).sum();
         Ok(format!(
-            "{} SYNs of pods of the mesh, {} of them to {PORT_HBONE}, none uncaptured; {} of pods outside",
-            self.judged, self.hbone, self.outside
+            "{} connections begun by {} pods of the mesh, {hbone} of them to {PORT_HBONE}, none uncaptured; {others} \
+             begun by other pods of the mesh, {} by pods outside",
+            all.len(),
+            about.len(),
+            self.outside
         ))
+    }
+
+    /// What a pod began, from when it had to on.
+    fn begun_by(&self, talker: &Talker) -> Vec<Begun> {
+        let begun = self.begun.get(&talker.uid).into_iter().flatten();
+        begun.filter(|begun| begun.at >= talker.since).copied().collect()
     }
 }
 
@@ -154,95 +218,5 @@ impl fmt::Display for Leak {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::lives::Span;
-    use super::*;
-    use crate::lab::capture::Transport;
-
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    fn span(from: u64) -> Span {
-        Span { from: at(from), until: None }
-    }
-
-    fn life(ip: &str, captured: &[Span], hbone: &[Span]) -> Life {
-        Life {
-            name: format!("demo/{ip}"),
-            seen: at(0),
-            addresses: vec![(ip.parse().unwrap(), span(0))],
-            captured: captured.to_vec(),
-            hbone: hbone.to_vec(),
-        }
-    }
-
-    /// a is of the mesh from 10 on, b from 10 on and known to be from 12 on, c is outside.
-    fn pods() -> Vec<Life> {
-        vec![
-            life("10.77.1.2", &[span(10)], &[]),
-            life("10.77.1.3", &[span(10)], &[span(12)]),
-            life("10.77.1.4", &[], &[]),
-        ]
-    }
-
-    fn syn(seconds: u64, from: &str, to: &str) -> Packet {
-        Packet {
-            at: at(seconds),
-            from: from.parse().unwrap(),
-            to: to.parse().unwrap(),
-            transport: Transport::Tcp { flags: 2, sequence: 1 },
-            payload: Vec::new(),
-        }
-    }
-
-    fn why(packet: Packet) -> Option<Why> {
-        judge(&Packets(vec![packet]), &pods()).leaks.first().map(|leak| leak.why)
-    }
-
-    #[test]
-    fn the_application_s_own_syn_is_a_leak_wherever_it_goes() {
-        assert_eq!(why(syn(11, "10.77.1.2:16001", "10.77.1.3:8080")), Some(Why::Application));
-        assert_eq!(why(syn(11, "10.77.1.2:16001", "10.77.1.4:8080")), Some(Why::Application));
-        assert_eq!(why(syn(11, "10.77.1.2:16001", "192.0.2.1:80")), Some(Why::Application));
-    }
-
-    #[test]
-    fn ztunnel_may_speak_plaintext_to_those_outside_only() {
-        assert_eq!(why(syn(30, "10.77.1.2:40001", "10.77.1.3:8080")), Some(Why::Plaintext));
-        assert_eq!(why(syn(30, "10.77.1.2:40001", "10.77.1.4:8080")), None);
-        assert_eq!(why(syn(13, "10.77.1.2:40001", "10.77.1.3:8080")), None, "peers cannot know yet");
-        assert_eq!(why(syn(30, "10.77.1.2:40001", "10.77.1.3:15008")), None);
-    }
-
-    #[test]
-    fn a_pod_outside_is_free_and_so_is_one_that_is_not_captured_yet() {
-        assert_eq!(why(syn(11, "10.77.1.4:16001", "10.77.1.3:8080")), None);
-        assert_eq!(why(syn(9, "10.77.1.2:16001", "10.77.1.3:8080")), None);
-        assert_eq!(why(syn(11, "10.77.1.2:16001", "10.96.0.10:53")), None, "DNS has rules of its own");
-    }
-
-    #[test]
-    fn an_address_that_passes_on_is_judged_once_its_owner_is_sure() {
-        let mut lives = pods();
-        let mut last = life("10.77.1.2", &[], &[]);
-        last.addresses[0].1.until = Some(at(20));
-        lives.push(last);
-        let leaks = |seconds| {
-            let packets = Packets(vec![syn(seconds, "10.77.1.2:16001", "10.77.1.3:8080")]);
-            judge(&packets, &lives).leaks.len()
-        };
-        assert_eq!((leaks(15), leaks(20)), (0, 1));
-    }
-
-    #[test]
-    fn nothing_seen_is_nothing_shown() {
-        let outside = Packets(vec![syn(11, "10.77.1.4:16001", "10.77.1.3:8080")]);
-        let judgement = judge(&outside, &pods());
-        assert!(judgement.must_hold().is_err());
-        assert_eq!((judgement.judged, judgement.outside), (0, 1));
-        let twice =
-            vec![syn(11, "10.77.1.2:16001", "10.77.1.3:80"), syn(11, "10.77.1.2:16001", "10.77.1.3:80")];
-        assert_eq!(judge(&Packets(twice), &pods()).leaks.len(), 1);
-    }
-}
+#[path = "leaks_tests.rs"]
+mod tests;

@@ -1,9 +1,11 @@
 //! What the pods were, when: from the log of changes, since when each had its addresses and since when its
 //! connections must not leave in plaintext. Pure: the judge of a capture must not look anywhere else.
 
+use super::manifests::SELECTOR;
 use crate::cluster::watch::seen::{Object, Pod};
 use crate::cluster::watch::{Change, What};
-use std::collections::BTreeMap;
+use sluice_shared::contract::{LABEL_DATAPLANE_MODE, MODE_AMBIENT, MODE_NONE};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +21,8 @@ pub struct Span {
 /// A pod's life as the API server showed it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Life {
+    /// `metadata.uid`
+    pub uid: String,
     /// `namespace/name`
     pub name: String,
     /// When it was first seen.
@@ -76,7 +80,8 @@ impl Life {
 /// `enabled`.
 #[must_use]
 pub fn lives(log: &[Change], guarded: SystemTime) -> Vec<Life> {
-    let mut told = Telling { guarded, namespaces: BTreeMap::new(), lives: BTreeMap::new() };
+    let mut told =
+        Telling { guarded, namespaces: BTreeMap::new(), lives: BTreeMap::new(), early: BTreeSet::new() };
     for change in log {
         match &change.what {
             What::Is(Object::Namespace(namespace)) => {
@@ -95,6 +100,18 @@ struct Telling {
     guarded: SystemTime,
     namespaces: BTreeMap<String, BTreeMap<String, String>>,
     lives: BTreeMap<String, (Pod, Life)>,
+    /// Pods that were made under guard and heard of before their namespace: the two come by different watches.
+    early: BTreeSet<String>,
+}
+
+/// Whether a pod's labels, and those of its namespace, put it into the mesh. Said here once more, in the plainest words,
+/// since what the tests expect must not come from the code that they test.
+fn is_wanted(pod: &Pod, namespace: &BTreeMap<String, String>) -> bool {
+    let own = pod.labels.get(LABEL_DATAPLANE_MODE).map(String::as_str);
+    let theirs = namespace.get(LABEL_DATAPLANE_MODE).map(String::as_str);
+    let labelled = own == Some(MODE_AMBIENT) || (theirs == Some(MODE_AMBIENT) && own != Some(MODE_NONE));
+    let selected = pod.labels.get(SELECTOR.0).is_some_and(|value| value == SELECTOR.1);
+    (labelled || selected) && !pod.host_network && !pod.sidecar && pod.namespace != "kube-system"
 }
 
 impl Telling {
@@ -104,6 +121,7 @@ impl Telling {
             return;
         }
         let empty = Life {
+            uid: pod.uid.clone(),
             name: pod.full_name(),
             seen: at,
             addresses: Vec::new(),
@@ -115,6 +133,9 @@ impl Telling {
         *known = pod.clone();
         address(life, pod, at);
         let fresh = new && at >= self.guarded && pod.ips.is_empty();
+        if fresh && !self.namespaces.contains_key(&pod.namespace) {
+            self.early.insert(pod.uid.clone());
+        }
         self.judge(&pod.uid, at, fresh);
     }
 
@@ -128,14 +149,18 @@ impl Telling {
     fn judge_all(&mut self, namespace: &str, at: SystemTime) {
         let here = self.lives.iter().filter(|(_, (pod, _))| pod.namespace == namespace);
         let uids: Vec<String> = here.map(|(uid, _)| uid.clone()).collect();
-        uids.iter().for_each(|uid| self.judge(uid, at, false));
+        for uid in uids {
+            let made =
+                if self.early.remove(&uid) { self.lives.get(&uid).map(|(_, life)| life.seen) } else { None };
+            self.judge(&uid, made.unwrap_or(at), made.is_some());
+        }
     }
 
     /// Looks at a pod anew. `fresh` says that it was made just now, under guard.
     fn judge(&mut self, uid: &str, at: SystemTime, fresh: bool) {
         let Some((pod, life)) = self.lives.get_mut(uid) else { return };
         let empty = BTreeMap::new();
-        let wanted = pod.wanted(self.namespaces.get(&pod.namespace).unwrap_or(&empty)) && !pod.ended();
+        let wanted = is_wanted(pod, self.namespaces.get(&pod.namespace).unwrap_or(&empty)) && !pod.ended();
         let enabled = pod.hbone();
         begin_or_end(&mut life.captured, wanted, fresh || enabled, at, HEARD_LATE);
         begin_or_end(&mut life.hbone, enabled, true, at, Duration::ZERO);
@@ -208,6 +233,18 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_that_is_heard_of_after_its_pod_counts_from_the_pods_beginning() {
+        let log = [pod(10, &[], |_| {}), namespace(11, true), pod(12, &["10.77.1.2"], |_| {})];
+        assert_eq!(lives(&log, at(5))[0].captured, [Span::from(at(10))]);
+        assert!(lives(&log, at(15))[0].captured.is_empty(), "made before there was a guard");
+        let joined = [namespace(1, false), pod(10, &[], |_| {}), namespace(11, true)];
+        assert!(
+            lives(&joined, at(5))[0].captured.is_empty(),
+            "it joins later, and is guarded once it is enabled"
+        );
+    }
+
+    #[test]
     fn one_made_before_there_was_a_guard_is_guarded_once_it_is_enabled() {
         let made = [namespace(0, true), pod(10, &[], |_| {}), pod(12, &["10.77.1.2"], |_| {})];
         assert!(!lives(&made, at(15))[0].must_be_captured(at(30)));
@@ -217,6 +254,25 @@ mod tests {
         assert!(
             life.is_hbone(at(23), Duration::from_secs(3)) && !life.is_hbone(at(22), Duration::from_secs(3))
         );
+    }
+
+    #[test]
+    fn labels_say_who_is_in_the_mesh() {
+        let ambient = BTreeMap::from([(LABEL_DATAPLANE_MODE.to_owned(), MODE_AMBIENT.to_owned())]);
+        let pod = |labels: &[(&str, &str)]| Pod {
+            namespace: "demo".into(),
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ..Pod::default()
+        };
+        let outside = BTreeMap::new();
+        assert!(is_wanted(&pod(&[]), &ambient) && !is_wanted(&pod(&[]), &outside));
+        assert!(is_wanted(&pod(&[(LABEL_DATAPLANE_MODE, MODE_AMBIENT)]), &outside));
+        assert!(!is_wanted(&pod(&[(LABEL_DATAPLANE_MODE, MODE_NONE)]), &ambient));
+        assert!(is_wanted(&pod(&[SELECTOR]), &outside), "the tests' own selector");
+        assert!(!is_wanted(&pod(&[(SELECTOR.0, "no")]), &outside));
+        assert!(!is_wanted(&Pod { host_network: true, ..pod(&[SELECTOR]) }, &ambient));
+        assert!(!is_wanted(&Pod { sidecar: true, ..pod(&[]) }, &ambient));
+        assert!(!is_wanted(&Pod { namespace: "kube-system".into(), ..pod(&[]) }, &ambient));
     }
 
     #[test]

@@ -88,10 +88,15 @@ fn all(dir: &str) -> Result<Vec<String>> {
 
 /// The pods of a DaemonSet, those on their way out included.
 #[must_use]
-pub fn of_daemon_set(seen: &Seen, (namespace, name): (&str, &str)) -> Vec<Pod> {
-    let prefix = format!("{name}-");
-    let pods = seen.pods.values().filter(|pod| pod.namespace == namespace && pod.name.starts_with(&prefix));
-    pods.cloned().collect()
+pub fn of_daemon_set(seen: &Seen, daemon_set: (&str, &str)) -> Vec<Pod> {
+    seen.pods.values().filter(|pod| is_of(pod, daemon_set)).cloned().collect()
+}
+
+/// Whether a pod is of a DaemonSet.
+#[must_use]
+pub fn is_of(pod: &Pod, (namespace, name): (&str, &str)) -> bool {
+    let number = pod.name.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    pod.namespace == namespace && number.is_some()
 }
 
 /// The pod of a DaemonSet on a node, the one that stays if there are two.

@@ -2,27 +2,34 @@
 //! captures that see every SYN, and an API server that counts every request.
 //!
 //! [`stage`] is what the scenarios share, [`scenario`] has them all, in order. [`lives`] and [`leaks`] are the judge of
-//! a capture, [`audit`] that of the requests, [`sandboxes`] that of those that failed; all are pure.
+//! a capture, [`audit`] that of the requests, [`patches`] that of what they wrote, [`sandboxes`] that of those that
+//! failed, [`restarts`] that of the agents' own; all are pure.
 
 pub mod audit;
 pub mod container_log;
 pub mod demo;
+pub mod evidence;
 pub mod leaks;
 pub mod lives;
 pub mod manifests;
+pub mod patches;
 pub mod processes;
+pub mod restarts;
 pub mod sandboxes;
 pub mod scenario;
 pub mod shapes;
 pub mod stage;
 pub mod wire;
 
+use super::DIR;
 use crate::cluster::node::flanneld::Backend;
 use crate::lab::outer::Outer;
 use crate::lab::report::{Report, keep_files};
 use anyhow::{Result, bail};
+use evidence::Evidence;
 use scenario::{ALL, Scenario};
 use stage::Stage;
+use std::path::{Path, PathBuf};
 
 /// Runs the scenarios, all or those that are named, and with `keep` lets the cluster stand afterwards; says whether
 /// everything held. The report is `target/reports/cluster.json`, or `cluster-flanneld.json` with the real flanneld as
@@ -45,7 +52,7 @@ pub fn run(outer: &Outer, only: &[String], flanneld: Option<Backend>, keep: bool
         Ok(mut stage) => {
             play(&mut stage, &mut report, &chosen);
             if !report.passed() {
-                println!("what was said is in {}", keep_files("cluster", &stage.evidence()?)?.display());
+                keep_evidence(&mut report, || stage.evidence());
             }
             if keep {
                 report.finish()?;
@@ -55,10 +62,29 @@ pub fn run(outer: &Outer, only: &[String], flanneld: Option<Backend>, keep: bool
         }
         Err(why) => {
             report.check("the cluster comes up", || Err(why));
+            keep_evidence(&mut report, || evidence::of_what_is_left(Path::new(DIR)));
         }
     }
     report.finish()?;
     Ok(report.passed())
+}
+
+/// Keeps what a failure is to be understood by. What cannot be kept is a failure of its own, and none of the report.
+fn keep_evidence(report: &mut Report, gather: impl FnOnce() -> Result<Evidence>) {
+    let kept = || -> Result<(PathBuf, Vec<String>)> {
+        let Evidence { dir, missing } = gather()?;
+        Ok((keep_files("cluster", &dir)?, missing))
+    };
+    let kept = kept();
+    if let Ok((dir, _)) = &kept {
+        println!("what was said is in {}", dir.display());
+    }
+    if !matches!(&kept, Ok((_, missing)) if missing.is_empty()) {
+        report.check("logs, captures and the audit log are kept", || {
+            let (dir, missing) = kept?;
+            bail!("{} has not all: {}", dir.display(), missing.join("; "))
+        });
+    }
 }
 
 /// Waits until a signal ends the private world, and this program with it.

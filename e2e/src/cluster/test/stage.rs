@@ -1,8 +1,10 @@
 //! What the scenarios share: the cluster, what the API server shows of it, the stand-in for istiod, and how to look.
 
 use super::container_log::{self, Line};
+use super::evidence::Evidence;
 use super::leaks::{Judgement, judge};
 use super::lives::lives;
+use super::sandboxes::Failures;
 use super::wire::Wire;
 use super::{manifests, processes, shapes};
 use crate::app::totals::Totals;
@@ -16,9 +18,10 @@ use crate::lab::process::binary;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice_shared::admin::NodeStatus;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// How long a loaded machine may take for what should take a second.
@@ -34,6 +37,8 @@ pub struct Stage {
     /// Since when nothing of a pod of the mesh may leave uncaptured, from its first packet on.
     guarded: Option<SystemTime>,
     captures: PathBuf,
+    /// When the agents had no rights.
+    without_rights: Mutex<Vec<Range<SystemTime>>>,
 }
 
 impl Stage {
@@ -60,7 +65,7 @@ impl Stage {
             nodes.filter_map(|node| node.path(manifests::WORKLOADS_FILE).ok()).collect()
         };
         let istiod = Istiod::start(Arc::clone(&watch), files)?;
-        Ok(Self { istiod, watch, cluster, guarded: None, captures })
+        Ok(Self { istiod, watch, cluster, guarded: None, captures, without_rights: Mutex::default() })
     }
 
     /// Puts Sluice and ztunnel onto every node, if they are not there; returns when they are Ready.
@@ -99,13 +104,34 @@ impl Stage {
     /// # Errors
     /// What does not go.
     pub fn uninstall(&self) -> Result<()> {
-        for manifest in manifests::admission()?.iter().chain(&manifests::sluice()?) {
-            self.cluster.delete(manifest)?;
-        }
-        self.cluster.nodes().iter().try_for_each(Node::unchain_sluice)?;
-        // The namespace is one of the manifests; it goes last.
-        let namespace = format!("namespace/{}", manifests::AGENT.0);
-        self.kubectl(&["wait", "--for=delete", &namespace, "--timeout=90s"]).map(drop)
+        self.taking_rights_away(|| {
+            for manifest in manifests::admission()?.iter().chain(&manifests::sluice()?) {
+                self.cluster.delete(manifest)?;
+            }
+            self.cluster.nodes().iter().try_for_each(Node::unchain_sluice)?;
+            // The namespace is one of the manifests; it goes last.
+            let namespace = format!("namespace/{}", manifests::AGENT.0);
+            self.kubectl(&["wait", "--for=delete", &namespace, "--timeout=90s"]).map(drop)
+        })
+    }
+
+    /// Does what takes the agents' rights away while they still end; returns when they are gone.
+    ///
+    /// # Errors
+    /// Those of `act`.
+    pub fn taking_rights_away<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let begun = SystemTime::now();
+        let done = act();
+        let mut spans = self.without_rights.lock().unwrap_or_else(PoisonError::into_inner);
+        spans.push(begun..SystemTime::now());
+        done
+    }
+
+    /// When the API server was right to refuse the agents: it was not ready, or the test had taken their rights away.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<Range<SystemTime>> {
+        let taken = self.without_rights.lock().unwrap_or_else(PoisonError::into_inner);
+        [self.cluster.outages(), taken.clone()].concat()
     }
 
     /// Takes everything down; says what is left then: processes of this pid namespace, cgroups, nodes' disks.
@@ -128,23 +154,21 @@ impl Stage {
     /// Gathers what a failure is to be understood by: logs, captures, the audit log; not what nodes run from.
     ///
     /// # Errors
-    /// When something cannot be copied.
-    pub fn evidence(&self) -> Result<PathBuf> {
-        let dir = self.cluster.dir().join("evidence");
-        std::fs::create_dir_all(&dir)?;
-        for what in ["logs", "captures"] {
-            copy(&self.cluster.dir().join(what), &dir.join(what))?;
-        }
+    /// When there is no place for it.
+    pub fn evidence(&self) -> Result<Evidence> {
+        let mut evidence = Evidence::begin(self.cluster.dir())?;
+        evidence.take(&self.cluster.dir().join("logs"), "logs");
+        evidence.take(&self.captures, "captures");
+        evidence.take(&self.cluster.dir().join("audit.log"), "audit.log");
         for node in self.cluster.nodes() {
             // From the disk itself: a node may be off by now.
-            copy(&node.disk("var/log/pods"), &dir.join(node.name()))?;
+            evidence.take(&node.disk("var/log/pods"), node.name());
         }
         for (name, args) in [("events", ["get", "events"]), ("pods", ["get", "pods"])] {
             let said = self.kubectl(&[&args[..], &["--all-namespaces", "--output=wide"]].concat());
-            std::fs::write(dir.join(name), said.unwrap_or_else(|why| format!("{why:#}")))?;
+            evidence.write(name, &said.unwrap_or_else(|why| format!("{why:#}")));
         }
-        std::fs::copy(self.cluster.dir().join("audit.log"), dir.join("audit.log"))?;
-        Ok(dir)
+        Ok(evidence)
     }
 
     /// Waits until agent and ztunnel are Ready on every node.
@@ -332,12 +356,12 @@ impl Stage {
         Wire::everywhere(&self.cluster, &self.captures)
     }
 
-    /// Listens on the fabric only.
+    /// Listens everywhere but on this node.
     ///
     /// # Errors
     /// When a capture cannot be started.
-    pub fn listen_on_the_fabric(&self) -> Result<Wire> {
-        Wire::on_the_fabric(&self.cluster, &self.captures)
+    pub fn listen_but_on(&self, node: &Node) -> Result<Wire> {
+        Wire::everywhere_but_on(node, &self.cluster, &self.captures)
     }
 
     /// Where captures go.
@@ -357,26 +381,13 @@ impl Stage {
         Ok(judge(&packets, &lives(&self.log(), guarded)))
     }
 
-    /// Events of a reason in a namespace.
+    /// Sandboxes that failed in a namespace until now: `POD: MESSAGE`, and how often.
     ///
     /// # Errors
     /// With kubectl's words.
-    pub fn events(&self, namespace: &str, reason: &str) -> Result<Vec<String>> {
-        let selector = format!("reason={reason}");
-        let args =
-            ["get", "events", "--namespace", namespace, "--field-selector", &selector, "--output=json"];
-        let list: Value = serde_json::from_str(&self.kubectl(&args)?)?;
-        let events = list["items"].as_array().into_iter().flatten();
-        let text = |event: &Value| {
-            let of = event["involvedObject"]["name"].as_str().unwrap_or_default();
-            format!("{of}: {}", event["message"].as_str().unwrap_or_default())
-        };
-        Ok(events.map(text).collect())
+    pub fn failed_sandboxes(&self, namespace: &str) -> Result<Failures> {
+        let selector = "--field-selector=reason=FailedCreatePodSandBox";
+        let args = ["get", "events", "--namespace", namespace, selector, "--output=json"];
+        Ok(Failures::of(&serde_json::from_str(&self.kubectl(&args)?)?))
     }
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp").arg("-r").arg(from).arg(to).status()?;
-    ensure!(status.success(), "copy {}: {status}", from.display());
-    Ok(())
 }

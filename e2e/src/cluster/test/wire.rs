@@ -2,6 +2,7 @@
 //! one node meet there.
 
 use crate::cluster::Cluster;
+use crate::cluster::node::Node;
 use crate::lab::capture::{Capture, Packets};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -18,22 +19,25 @@ impl Wire {
     /// # Errors
     /// When a capture cannot be started.
     pub fn everywhere(cluster: &Cluster, dir: &Path) -> Result<Self> {
-        let mut wire = Self::on_the_fabric(cluster, dir)?;
-        for node in cluster.nodes() {
-            let capture = Capture::of_beginnings(&node.netns()?, "any", dir);
-            wire.captures.push((node.name().to_owned(), capture.context("capture on a node")?));
-        }
-        Ok(wire)
+        Self::on(cluster, dir, |_| true)
     }
 
-    /// Listens on the fabric only: what a node's power cut does not end.
+    /// Listens everywhere but on this node: what its power cut does not end.
     ///
     /// # Errors
-    /// When the capture cannot be started.
-    pub fn on_the_fabric(cluster: &Cluster, dir: &Path) -> Result<Self> {
-        let capture =
-            Capture::of_beginnings(cluster.fabric(), "any", dir).context("capture on the fabric")?;
-        Ok(Self { captures: vec![("the fabric".to_owned(), capture)] })
+    /// When a capture cannot be started.
+    pub fn everywhere_but_on(node: &Node, cluster: &Cluster, dir: &Path) -> Result<Self> {
+        Self::on(cluster, dir, |other| other.name() != node.name())
+    }
+
+    fn on(cluster: &Cluster, dir: &Path, which: impl Fn(&Node) -> bool) -> Result<Self> {
+        let capture = Capture::of_beginnings(cluster.fabric(), "any", dir);
+        let mut captures = vec![("the fabric".to_owned(), capture.context("capture on the fabric")?)];
+        for node in cluster.nodes().iter().filter(|node| which(node)) {
+            let capture = Capture::of_beginnings(&node.netns()?, "any", dir);
+            captures.push((node.name().to_owned(), capture.context("capture on a node")?));
+        }
+        Ok(Self { captures })
     }
 
     /// Ends the captures; what all of them saw.

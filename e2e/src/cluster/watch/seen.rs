@@ -2,9 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde_json::Value;
-use sluice_shared::contract::{
-    ANNOTATION_REDIRECTION, ANNOTATION_SIDECAR, LABEL_DATAPLANE_MODE, MODE_AMBIENT, MODE_NONE,
-};
+use sluice_shared::contract::{ANNOTATION_REDIRECTION, ANNOTATION_SIDECAR};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -115,16 +113,6 @@ impl Pod {
         self.redirection.as_deref() == Some("enabled")
     }
 
-    /// Whether its labels, and those of its namespace, put it into the mesh. Said here once more, in the plainest
-    /// words, since what the tests expect must not come from the code that they test.
-    #[must_use]
-    pub fn wanted(&self, namespace: &BTreeMap<String, String>) -> bool {
-        let own = self.labels.get(LABEL_DATAPLANE_MODE).map(String::as_str);
-        let theirs = namespace.get(LABEL_DATAPLANE_MODE).map(String::as_str);
-        let labelled = own == Some(MODE_AMBIENT) || (theirs == Some(MODE_AMBIENT) && own != Some(MODE_NONE));
-        labelled && !self.host_network && !self.sidecar && self.namespace != "kube-system"
-    }
-
     /// Whether it will never run again.
     #[must_use]
     pub fn ended(&self) -> bool {
@@ -215,28 +203,12 @@ mod tests {
         Pod::parse(&object).unwrap()
     }
 
-    fn ambient() -> BTreeMap<String, String> {
-        BTreeMap::from([(LABEL_DATAPLANE_MODE.to_owned(), MODE_AMBIENT.to_owned())])
-    }
-
     #[test]
     fn a_pod_is_read() {
         let pod = pod(&json!({}));
         assert_eq!(pod.ips, ["10.77.1.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
         assert_eq!((pod.restarts, pod.ready, pod.deleting, pod.hbone()), (3, true, false, false));
         assert!(Pod::parse(&json!({"metadata": {"name": "a"}})).is_err());
-    }
-
-    #[test]
-    fn labels_say_who_is_in_the_mesh() {
-        let none = json!({"/metadata/labels": {LABEL_DATAPLANE_MODE: MODE_NONE}});
-        let own = json!({"/metadata/labels": {LABEL_DATAPLANE_MODE: MODE_AMBIENT}});
-        let outside = BTreeMap::new();
-        assert!(pod(&json!({})).wanted(&ambient()) && !pod(&json!({})).wanted(&outside));
-        assert!(pod(&own).wanted(&outside));
-        assert!(!pod(&none).wanted(&ambient()));
-        assert!(!pod(&json!({"/spec": {"hostNetwork": true}})).wanted(&ambient()));
-        assert!(!pod(&json!({"/metadata/namespace": "kube-system"})).wanted(&ambient()));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The agents are taken away: pods of the mesh wait, all others start.
 
+use super::{each, of_ztunnel, told_of_end};
 use crate::cluster::test::demo::{self, DEMO, OUTSIDE, PLAIN, PODS};
 use crate::cluster::test::manifests::{AGENT, of_daemon_set};
 use crate::cluster::test::shapes::Shape;
 use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::lab::report::Report;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use std::time::Duration;
 
 const WAITING: &str = "waiting";
@@ -51,8 +52,8 @@ pub fn agent(stage: &mut Stage, report: &mut Report) {
     });
     report.check("with no agent, a pod of the mesh waits, and says for what", || {
         let said = stage.until("the runtime to be told that it has to wait", PATIENCE, |_| {
-            let failed = stage.events(DEMO, "FailedCreatePodSandBox")?;
-            let failed = failed.into_iter().find(|event| event.starts_with(WAITING));
+            let failed = stage.failed_sandboxes(DEMO)?;
+            let failed = failed.0.into_keys().find(|said| said.starts_with(WAITING));
             failed.ok_or_else(|| anyhow::anyhow!("no event says so"))
         })?;
         let pod = stage.pod(DEMO, WAITING)?;
@@ -77,27 +78,30 @@ pub fn agent(stage: &mut Stage, report: &mut Report) {
     });
     report.check("with no agent and after it: no uncaptured SYN", || {
         stage.until_captured(DEMO, &PODS, true)?;
-        stage.judge(wire)?.must_hold_under_load()
+        let about = [demo::talkers(stage)?, each([&stage.pod(DEMO, WAITING)?])].concat();
+        stage.judge(wire)?.must_hold(&about)
     });
-    report.check("both go", || {
-        stage.kubectl(&[
-            "delete",
-            "pod",
-            "--namespace",
-            DEMO,
-            WAITING,
-            "--wait=false",
-            "--ignore-not-found",
-        ])?;
-        stage.kubectl(&[
-            "delete",
-            "pod",
-            "--namespace",
-            OUTSIDE,
-            FREE,
-            "--wait=false",
-            "--ignore-not-found",
-        ])?;
-        Ok("removed".into())
-    });
+    report.check("both go, and neither agent nor ztunnel knows them any more", || both_go(stage));
+}
+
+/// Deletes the pods; returns when the API, the agent and, of the one that it served, ztunnel have let go of them.
+fn both_go(stage: &Stage) -> Result<String> {
+    let pods = [stage.pod(DEMO, WAITING)?, stage.pod(OUTSIDE, FREE)?];
+    for pod in &pods {
+        stage.kubectl(&["delete", "pod", "--namespace", &pod.namespace, &pod.name, "--wait=false"])?;
+    }
+    stage.until("both pods to go", PATIENCE, |seen| {
+        let left = pods.iter().find(|pod| seen.pods.contains_key(&pod.uid));
+        left.map_or(Ok(()), |pod| bail!("{} is left", pod.full_name()))
+    })?;
+    let node = stage.cluster().node(&pods[0].node)?;
+    stage.until(&format!("the agent on {} to let go of both", node.name()), PATIENCE, |_| {
+        let status = stage.status(node)?;
+        let known = status.pods.iter().find(|known| pods.iter().any(|pod| known.uid.as_str() == pod.uid));
+        known.map_or(Ok(()), |known| bail!("it knows {} as {}", known.name, known.state))
+    })?;
+    let told = told_of_end(stage, &pods[0])?;
+    let other = of_ztunnel(stage, &pods[1])?;
+    ensure!(other.is_empty(), "ztunnel was told of {FREE}, which is outside: {}", other[0]);
+    Ok(format!("{told}; of {FREE} it was never told"))
 }

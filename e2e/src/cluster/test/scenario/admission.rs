@@ -3,9 +3,9 @@
 //! whatever runs after this runs under them.
 
 use crate::cluster::address::{API_PORT, CONTROL_PLANE_V4};
-use crate::cluster::test::manifests;
 use crate::cluster::test::shapes::{Shape, namespace};
 use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::cluster::test::{audit, manifests};
 use crate::lab::eventually;
 use crate::lab::report::Report;
 use anyhow::{Context, Result, ensure};
@@ -15,8 +15,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The pod whose token is used; its requests are not the agents'.
-pub const IMPOSTOR: &str = "impostor";
+/// The pod whose token is used.
+const IMPOSTOR: &str = "impostor";
 const SYSTEM: &str = manifests::AGENT.0;
 const TIED: &str = "tied";
 /// On node1, as the token's pod is, and on node2.
@@ -136,6 +136,7 @@ fn send(stage: &Stage, token: &str, request: &Request) -> Result<u16> {
         }
     };
     let mut curl = Command::new("curl");
+    curl.args(["--user-agent", audit::TESTS]);
     curl.args(["--silent", "--show-error", "--max-time", "20", "--output", "/dev/null"]);
     curl.args(["--write-out", "%{http_code}", "--data", "@-", "--request", method]);
     curl.arg("--cacert").arg(stage.cluster().dir().join("pki/ca.crt"));

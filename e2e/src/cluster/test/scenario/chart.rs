@@ -1,11 +1,11 @@
 //! The chart, through helm: installed, upgraded, broken, rolled back and uninstalled, while clients talk and pods come
 //! and go all the time. The installer chains the plugin here, not the test.
 
-use super::until_all;
+use super::{each, until_all};
 use crate::cluster::node::Node;
-use crate::cluster::test::demo::{self, Counted, DEMO, PODS};
+use crate::cluster::test::demo::{self, Counted, DEMO, OUTSIDE, PLAIN, PODS};
 use crate::cluster::test::manifests::{self, AGENT};
-use crate::cluster::test::sandboxes;
+use crate::cluster::test::sandboxes::Failures;
 use crate::cluster::test::shapes::{Shape, namespace};
 use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::test::wire::Wire;
@@ -45,11 +45,13 @@ pub fn lifecycle(stage: &mut Stage, report: &mut Report) {
         rolled_out(stage)
     });
     through(stage, report, "helm uninstall", Meanwhile::Started, |stage| {
-        helm(stage, &["uninstall", RELEASE, "--wait", "--timeout=3m"], "")?;
-        stage.until("the agents to go", PATIENCE, |seen| {
-            let left = manifests::of_daemon_set(seen, AGENT).len();
-            ensure!(left == 0, "{left} are left");
-            Ok("the agents are gone".into())
+        stage.taking_rights_away(|| {
+            helm(stage, &["uninstall", RELEASE, "--wait", "--timeout=3m"], "")?;
+            stage.until("the agents to go", PATIENCE, |seen| {
+                let left = manifests::of_daemon_set(seen, AGENT).len();
+                ensure!(left == 0, "{left} are left");
+                Ok("the agents are gone".into())
+            })
         })
     });
     report.check("helm uninstall: the runtime's directory is as it was before", || {
@@ -82,8 +84,11 @@ enum Meanwhile {
 fn prepare(stage: &mut Stage) -> Result<Vec<Tree>> {
     stage.install()?;
     demo::set_in_mesh(stage)?;
+    let to = demo::echo(&stage.pod(OUTSIDE, PLAIN)?, true)?;
     for (name, mode) in CHURN {
-        stage.apply(&[namespace(name, mode), Shape::idle(name, name).deployment(REPLICAS)])?;
+        // Each has one connection: past ztunnel or through it, as Sluice is there when it starts or not.
+        let shape = Shape::idle(name, name).init("first", &["once", "--to", &to, "--patience", "20"]);
+        stage.apply(&[namespace(name, mode), shape.deployment(REPLICAS)])?;
     }
     for (name, _) in CHURN {
         until_all(stage, name, REPLICAS, |pod| pod.ready)?;
@@ -123,8 +128,8 @@ fn through(
     act: impl FnOnce(&Stage) -> Result<String>,
 ) {
     report.step(&format!("{what}, while pods are replaced"));
-    let begin = || -> Result<(Wire, Counted, [Vec<String>; 2])> {
-        let failed = [failed(stage, CHURN[0].0)?, failed(stage, CHURN[1].0)?];
+    let begin = || -> Result<(Wire, Counted, [Failures; 2])> {
+        let failed = [stage.failed_sandboxes(CHURN[0].0)?, stage.failed_sandboxes(CHURN[1].0)?];
         let begun = (stage.listen()?, demo::counted(stage)?, failed);
         for (name, _) in CHURN {
             let deployment = format!("deployment/{name}");
@@ -141,17 +146,19 @@ fn through(
         Err(why) => (Err(anyhow!("{why:#}")), Err(why), Default::default()),
     };
     report.check(&format!("{what}: pods that start meanwhile do, at the first attempt"), || {
+        let mut tentative = 0;
         for ((name, mode), before) in CHURN.iter().zip(&failed_before) {
             let captured = meanwhile == Meanwhile::Captured && mode.is_some();
             let as_wanted =
                 if captured { |pod: &Pod| pod.ready && pod.hbone() } else { |pod: &Pod| pod.ready };
             stage.kubectl(&["rollout", "status", &format!("deployment/{name}"), "--namespace", name])?;
             until_all(stage, name, REPLICAS, as_wanted)?;
-            let new: Vec<_> =
-                failed(stage, name)?.into_iter().filter(|said| !before.contains(said)).collect();
-            sandboxes::none_but_tentative(&new)?;
+            tentative += stage.failed_sandboxes(name)?.since(before).must_be_the_primarys(REPLICAS)?;
         }
-        Ok(format!("{} pods", REPLICAS * CHURN.len()))
+        Ok(format!(
+            "{} pods; {tentative} times the primary CNI waited 5 s in vain for its IPv6 addresses",
+            REPLICAS * CHURN.len()
+        ))
     });
     report.check(&format!("{what}: new connections go through ztunnel"), || demo::until_paths(stage, true));
     report.check(&format!("{what}: open connections are kept, no new one fails"), || before?.unharmed(stage));
@@ -161,7 +168,12 @@ fn through(
         Ok(format!("{} containers as before", PODS.len()))
     });
     if meanwhile == Meanwhile::Captured {
-        report.check(&format!("{what}: no uncaptured SYN"), || stage.judge(wire)?.must_hold_under_load());
+        report.check(&format!("{what}: no uncaptured SYN, of new pods either"), || {
+            let seen = stage.seen();
+            let new = seen.labelled(CHURN[0].0, "app", CHURN[0].0);
+            ensure!(new.len() == REPLICAS, "{} of {REPLICAS} new pods are there", new.len());
+            stage.judge(wire)?.must_hold(&[demo::talkers(stage)?, each(new)].concat())
+        });
     }
 }
 
@@ -201,11 +213,6 @@ fn install_broken(stage: &Stage) -> Result<String> {
         Ok(said) => bail!("it says {said:?}"),
         Err(why) => Ok(format!("{why:#}").lines().last().unwrap_or_default().to_owned()),
     }
-}
-
-/// Events of sandboxes that failed.
-fn failed(stage: &Stage, namespace: &str) -> Result<Vec<String>> {
-    stage.events(namespace, "FailedCreatePodSandBox")
 }
 
 /// By which way, on each node.

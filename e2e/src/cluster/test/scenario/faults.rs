@@ -1,6 +1,6 @@
 //! Parts of the node and of the control plane that end and come back, while pods of the mesh talk.
 
-use super::must_not_restart;
+use super::{each, must_not_restart};
 use crate::cluster::test::demo::{self, Counted, DEMO, PODS};
 use crate::cluster::test::manifests::{AGENT, of_daemon_set};
 use crate::cluster::test::processes;
@@ -8,7 +8,7 @@ use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::test::wire::Wire;
 use crate::cluster::watch::seen::Pod;
 use crate::lab::report::Report;
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub fn restarts(stage: &mut Stage, report: &mut Report) {
             ensure!(new == before.len() && agents.len() == new, "{new} of {} are", before.len());
             Ok(())
         })?;
-        Ok("two new agents are Ready".into())
+        Ok(("two new agents are Ready".into(), Vec::new()))
     });
     through(stage, report, "a kubelet's restart", |stage| {
         for index in [1, 2] {
@@ -67,7 +67,7 @@ pub fn api_server(stage: &mut Stage, report: &mut Report) {
         stage.cluster().stop_apiserver()?;
         let crashed = crash(stage);
         sleep(API_OUTAGE);
-        let works = crashed.and_then(|pod| crasher_works(&pod));
+        let works = crashed.and_then(|pod| Ok((crasher_works(&pod)?, Vec::new())));
         stage.cluster().start_apiserver()?;
         works
     });
@@ -78,7 +78,7 @@ pub fn api_server(stage: &mut Stage, report: &mut Report) {
             Ok(())
         })?;
         stage.until_captured(DEMO, &PODS, true)?;
-        fresh_pod(stage, "after-api-server")
+        fresh_pod(stage, "after-api-server").map(|(said, _)| said)
     });
     report.check("the one that crashed goes", || {
         stage
@@ -106,25 +106,35 @@ fn crasher_works(pod: &Pod) -> Result<String> {
     ))
 }
 
-/// What must hold whenever something ends and comes back.
-fn through(stage: &Stage, report: &mut Report, what: &str, fault: impl FnOnce(&Stage) -> Result<String>) {
+/// What must hold whenever something ends and comes back. `fault` says what was seen, and which pods of the mesh began
+/// anew after it, and talked.
+fn through(
+    stage: &Stage,
+    report: &mut Report,
+    what: &str,
+    fault: impl FnOnce(&Stage) -> Result<(String, Vec<Pod>)>,
+) {
     report.step(what);
     let begin = || -> Result<(Wire, Counted)> { Ok((stage.listen()?, demo::counted(stage)?)) };
     let begun = begin();
     let done = fault(stage);
-    report.check(&format!("{what}: all of it comes back"), || done);
+    let done = || done.as_ref().map_err(|why| anyhow!("{why:#}"));
+    report.check(&format!("{what}: all of it comes back"), || Ok(done()?.0.clone()));
     let (wire, before) = match begun {
         Ok((wire, before)) => (Ok(wire), Ok(before)),
-        Err(why) => (Err(anyhow::anyhow!("{why:#}")), Err(why)),
+        Err(why) => (Err(anyhow!("{why:#}")), Err(why)),
     };
     report.check(&format!("{what}: new connections go through ztunnel"), || demo::until_paths(stage, true));
     report.check(&format!("{what}: open connections are kept, no new one fails"), || before?.unharmed(stage));
     report.check(&format!("{what}: no pod is restarted"), || must_not_restart(stage, DEMO, &PODS));
-    report.check(&format!("{what}: no uncaptured SYN"), || stage.judge(wire)?.must_hold_under_load());
+    report.check(&format!("{what}: no uncaptured SYN"), || {
+        let about = [demo::talkers(stage)?, each(&done()?.1)].concat();
+        stage.judge(wire)?.must_hold(&about)
+    });
 }
 
-/// A new client of the mesh comes up and is captured, and goes again.
-fn fresh_pod(stage: &Stage, name: &str) -> Result<String> {
+/// A new client of the mesh on each node comes up and is captured, and goes again.
+fn fresh_pod(stage: &Stage, name: &str) -> Result<(String, Vec<Pod>)> {
     let to = demo::echo(&stage.pod(DEMO, "server-1")?, true)?;
     for (index, node) in ["node1", "node2"].iter().enumerate() {
         let shape = demo::client(DEMO, &format!("{name}-{}", index + 1), std::slice::from_ref(&to));
@@ -139,10 +149,10 @@ fn fresh_pod(stage: &Stage, name: &str) -> Result<String> {
         Ok(())
     })?;
     stage.until_ready(DEMO, &names)?;
-    stage.until_captured(DEMO, &names, true)?;
+    let pods = stage.until_captured(DEMO, &names, true)?;
     let clients = names.map(|name| (DEMO, name));
     let (direct, proxied) = demo::paths(stage, &clients)?;
     ensure!(direct == 0 && proxied > 0, "{direct} of its connections are direct, {proxied} proxied");
     stage.kubectl(&["delete", "pod", "--namespace", DEMO, names[0], names[1], "--wait=false"])?;
-    Ok(format!("a new pod on each node has {proxied} connections through ztunnel"))
+    Ok((format!("a new pod on each node has {proxied} connections through ztunnel"), pods))
 }

@@ -1,5 +1,6 @@
 //! A new pod is captured before anything of it runs.
 
+use super::each;
 use crate::cluster::test::demo::{self, OUTSIDE, PLAIN};
 use crate::cluster::test::leaks::judge;
 use crate::cluster::test::lives::{Span, lives};
@@ -48,7 +49,10 @@ pub fn first_packet(stage: &mut Stage, report: &mut Report) {
         }
         Ok(format!("{MANY} pods: the first connection of each went through ztunnel, at the first attempt"))
     });
-    report.check("their very first SYN is not on the wire", || stage.judge(wire)?.must_hold());
+    report.check("their very first SYN is not on the wire", || {
+        let pods: Result<Vec<_>> = names.iter().map(|name| stage.pod(FRESH, name)).collect();
+        stage.judge(wire)?.must_hold(&each(&pods?))
+    });
     control(stage, report);
     report.check("the new pods go", || stage.remove(&[FRESH]).map(|()| "their namespace is removed".into()));
 }

@@ -1,5 +1,6 @@
 //! Pods that the mesh leaves alone, and pods that it takes for reasons of their own.
 
+use super::each;
 use crate::cluster::test::demo::{self, OUTSIDE, PLAIN};
 use crate::cluster::test::manifests::SELECTOR;
 use crate::cluster::test::shapes::{Shape, namespace};
@@ -96,7 +97,11 @@ pub fn outside(stage: &mut Stage, report: &mut Report) {
             Ok(format!("the server saw {seen}; the annotation says {:?}", pod.redirection))
         });
     }
-    report.check("opting in by label or selector: no uncaptured SYN", || stage.judge(wire)?.must_hold());
+    report.check("opting in by label or selector: no uncaptured SYN", || {
+        let captured = KINDS.iter().filter(|kind| kind.captured);
+        let pods: Result<Vec<_>> = captured.map(|kind| stage.pod(kind.namespace, kind.name)).collect();
+        stage.judge(wire)?.must_hold(&each(&pods?))
+    });
     report.check("these pods go", || {
         stage.kubectl(&["delete", "pod", "--namespace=kube-system", "system", "--wait=false"])?;
         stage.remove(&[MIXED, UNLABELLED]).map(|()| "removed".into())

@@ -44,7 +44,7 @@ fn join(stage: &Stage, report: &mut Report) {
     });
     report.check("joining: every new connection goes through ztunnel", || demo::until_paths(stage, true));
     report.check("joining: no uncaptured SYN of a pod of the mesh", || {
-        stage.judge(everywhere)?.must_hold_under_load()
+        stage.judge(everywhere)?.must_hold(&demo::talkers(stage)?)
     });
     report.check("joining: a client outside still reaches them, and is not captured itself", || {
         let outsider = stage.pod(OUTSIDE, OUTSIDER)?;

@@ -2,9 +2,10 @@
 
 use super::AGENT;
 use crate::cluster::test::audit;
+use crate::cluster::test::patches;
 use crate::cluster::test::processes;
 use crate::cluster::test::shapes::{Shape, namespace};
-use crate::cluster::test::stage::Stage;
+use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::watch::seen::Pod;
 use crate::lab::report::Report;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -30,7 +31,10 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
     let crowd = crowd();
     report.check("pods run without Sluice, whatever their namespace's label", || {
         crowd?;
-        Ok(format!("{PODS} pods of {NODE} are Ready"))
+        // The control of what is said of bursts with Sluice.
+        let failed = stage.failed_sandboxes(NAMESPACE)?;
+        let first = failed.0.keys().next().map(|said| format!(", such as {said}")).unwrap_or_default();
+        Ok(format!("{PODS} pods of {NODE} are Ready; {} sandboxes failed on the way{first}", failed.count()))
     });
     report.step("the agent is installed as a DaemonSet, with ztunnel beside it");
     let began = SystemTime::now();
@@ -50,7 +54,10 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
         Ok(format!("{PODS} pods are enabled, restart counts 0"))
     });
     report.check(
-        &format!("{PODS} pods are adopted within {} s of the agent's start and ztunnel's connection", LIMIT.as_secs()),
+        &format!(
+            "{PODS} pods are adopted within {} s of the agent's start and ztunnel's connection",
+            LIMIT.as_secs()
+        ),
         || {
             let took = adoption(stage)?;
             ensure!(took <= LIMIT, "it took {:.2} s", took.as_secs_f32());
@@ -67,6 +74,16 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
         let said = requests.iter().map(|(pod, requests)| format!("{pod}: {requests}"));
         Ok(said.collect::<Vec<_>>().join("\n"))
     });
+    report.check(
+        "a status patch for each change of a pod's state: pending where it had to wait, then enabled",
+        || {
+            // An entry may come a moment after its answer.
+            stage.until("the audit log to have them all", PATIENCE, |_| {
+                let patches = patches::of(&stage.cluster().audit().requests()?)?;
+                patches::must_come_in_once(&patches, NAMESPACE, PODS)
+            })
+        },
+    );
     report.check("the agent's memory", || {
         let none = super::memory(stage, "node2")?;
         Ok(format!("{} kB resident with {PODS} pods, {none} kB with none", super::memory(stage, NODE)?))

@@ -1,8 +1,8 @@
 //! How pods end: by themselves, to come back under the same name, and by force.
 
-use super::told_of_end;
-use crate::cluster::test::demo::{self, DEMO};
-use crate::cluster::test::leaks::judge;
+use super::{each, told_of_end};
+use crate::cluster::test::demo::{self, DEMO, OUTSIDE, PLAIN};
+use crate::cluster::test::leaks::{Talker, judge};
 use crate::cluster::test::lives::lives;
 use crate::cluster::test::shapes::{Shape, namespace, service};
 use crate::cluster::test::stage::{PATIENCE, Stage};
@@ -47,7 +47,7 @@ pub fn job(stage: &mut Stage, report: &mut Report) {
         })?;
         Ok(told)
     });
-    report.check("the Job: no uncaptured SYN", || stage.judge(wire)?.must_hold());
+    report.check("the Job: no uncaptured SYN", || stage.judge(wire)?.must_hold(&each([done()?])));
     report.check("the Job goes", || stage.remove(&[JOB]).map(|()| "removed".into()));
 }
 
@@ -58,8 +58,8 @@ pub fn stateful(stage: &mut Stage, report: &mut Report) {
     let wire = stage.listen();
     let back = || -> Result<(Pod, Pod)> {
         demo::set_in_mesh(stage)?;
-        let to = demo::echo(&stage.pod(DEMO, "server-2")?, true)?;
-        let shape = Shape::client(STATEFUL, STATEFUL, &[to], 1, 20).on("node1");
+        let shape = Shape::client(STATEFUL, STATEFUL, &inside_and_outside(stage)?, 2, 20).on("node1");
+        let shape = demo::ready_once_open(shape);
         stage.apply(&[
             namespace(STATEFUL, Some("ambient")),
             service(STATEFUL, STATEFUL),
@@ -92,8 +92,16 @@ pub fn stateful(stage: &mut Stage, report: &mut Report) {
         ))
     });
     report.check("of the one before, nothing is left at ztunnel", || told_of_end(stage, &back()?.0));
-    report.check("the StatefulSet: no uncaptured SYN", || stage.judge(wire)?.must_hold());
+    report.check("the StatefulSet: no uncaptured SYN, of the first pod and of the second", || {
+        let (first, second) = back()?;
+        stage.judge(wire)?.must_hold(&each([first, second]))
+    });
     report.check("the StatefulSet goes", || stage.remove(&[STATEFUL]).map(|()| "removed".into()));
+}
+
+/// A server of the mesh, and one outside: ztunnel has a SYN of its own for each connection to that one.
+fn inside_and_outside(stage: &Stage) -> Result<[String; 2]> {
+    Ok([demo::echo(&stage.pod(DEMO, "server-2")?, true)?, demo::echo(&stage.pod(OUTSIDE, PLAIN)?, true)?])
 }
 
 /// Has host-local give `pod`'s addresses to the next pod of its node: it goes on after the last one that it gave.
@@ -117,8 +125,8 @@ pub fn forced(stage: &mut Stage, report: &mut Report) {
     let wire = stage.listen();
     let gone = || -> Result<Pod> {
         demo::set_in_mesh(stage)?;
-        let to = demo::echo(&stage.pod(DEMO, "server-2")?, true)?;
-        let shape = Shape::client(FORCED, FORCED, &[to], 2, 50).on("node1");
+        let shape = Shape::client(FORCED, FORCED, &inside_and_outside(stage)?, 2, 50).on("node1");
+        let shape = demo::ready_once_open(shape);
         stage.apply(&[namespace(FORCED, Some("ambient")), shape.pod()])?;
         stage.until_ready(FORCED, &[FORCED])?;
         let pod = stage.until_captured(FORCED, &[FORCED], true)?.remove(0);
@@ -137,13 +145,11 @@ pub fn forced(stage: &mut Stage, report: &mut Report) {
         let packets = wire?.close()?;
         let mut lives = lives(&stage.log(), SystemTime::UNIX_EPOCH);
         // For the API it has ended; its address is nobody else's so soon, and what it begins is still its own.
-        for life in
-            lives.iter_mut().filter(|life| life.name == gone().map(Pod::full_name).unwrap_or_default())
-        {
+        for life in lives.iter_mut().filter(|life| gone().is_ok_and(|gone| life.uid == gone.uid)) {
             let addresses = life.addresses.iter_mut().map(|(_, span)| span);
             addresses.chain(&mut life.captured).for_each(|span| span.until = None);
         }
-        judge(&packets, &lives).must_hold()
+        judge(&packets, &lives).must_hold(&[Talker::new(gone()?, demo::TALKS)])
     });
     report.check("its namespace goes", || stage.remove(&[FORCED]).map(|()| "removed".into()));
 }

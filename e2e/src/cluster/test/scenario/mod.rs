@@ -14,6 +14,7 @@ mod probes;
 mod reboot;
 mod requests;
 
+use super::leaks::Talker;
 use super::processes;
 use super::stage::{CROWD, PATIENCE, Stage};
 use crate::cluster::watch::seen::Pod;
@@ -60,32 +61,41 @@ pub const ALL: [Scenario; 17] = [
     scenario("api-server", faults::api_server),
     scenario("absent", absent::agent),
     scenario("reboot", reboot::node),
-    scenario("requests", requests::whole_run),
-    // It takes the agent's rights away, while agents run.
     scenario("chart", chart::lifecycle),
+    // It looks at all that was before.
+    scenario("requests", requests::whole_run),
 ];
+
+/// Pods that begin one connection at least.
+fn each<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Vec<Talker> {
+    pods.into_iter().map(|pod| Talker::new(pod, 1)).collect()
+}
 
 /// Waits until ztunnel was told that a pod is no longer its own.
 ///
 /// # Errors
 /// When it was not.
 fn told_of_end(stage: &Stage, pod: &Pod) -> Result<String> {
-    let ztunnel = stage.ztunnel(&pod.node)?;
     let begun = Instant::now();
     eventually(
         &format!("ztunnel on {} to be told of {}'s end", pod.node, pod.full_name()),
         PATIENCE,
         || {
-            let said = stage.said(&ztunnel, ZTUNNEL)?;
-            let events = said.iter().filter_map(|line| serde_json::from_str::<Value>(&line.text).ok());
-            let mut ends = events.filter(|event| {
-                matches!(event["event"].as_str(), Some("del" | "reconciled-away"))
-                    && event["uid"] == pod.uid.as_str()
-            });
+            let events = of_ztunnel(stage, pod)?;
+            let mut ends = events
+                .iter()
+                .filter(|event| matches!(event["event"].as_str(), Some("del" | "reconciled-away")));
             ends.next().map(drop).context("it was not").inspect_err(|_| sleep(Duration::from_millis(200)))
         },
     )?;
     Ok(format!("ztunnel was told of the end of {} after {:.1} s", pod.name, begun.elapsed().as_secs_f32()))
+}
+
+/// What ztunnel on a pod's node said of it.
+fn of_ztunnel(stage: &Stage, pod: &Pod) -> Result<Vec<Value>> {
+    let said = stage.said(&stage.ztunnel(&pod.node)?, ZTUNNEL)?;
+    let events = said.iter().filter_map(|line| serde_json::from_str::<Value>(&line.text).ok());
+    Ok(events.filter(|event| event["uid"] == pod.uid.as_str()).collect())
 }
 
 /// Waits until a Deployment's pods, `app: NAMESPACE` in the namespace of the same name, are `count`, and all as wanted.

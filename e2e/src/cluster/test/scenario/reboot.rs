@@ -1,13 +1,14 @@
 //! A node's power is cut, and it starts again.
 
 use crate::cluster::test::demo::{self, DEMO, OUTSIDE, OUTSIDER, PODS};
+use crate::cluster::test::leaks::Talker;
 use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::watch::seen::Pod;
 use crate::lab::report::Report;
 use anyhow::{Result, anyhow, ensure};
 use sluice_shared::admin::State;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const NODE: usize = 2;
 
@@ -15,13 +16,14 @@ const NODE: usize = 2;
 pub fn node(stage: &mut Stage, report: &mut Report) {
     report.step("the power of node2 is cut, and it starts again");
     let prepared = demo::set_in_mesh(stage);
-    let wire = stage.listen_on_the_fabric();
-    let rebooted = || -> Result<Vec<Pod>> {
+    let wire = stage.node(NODE).and_then(|node| stage.listen_but_on(node));
+    let rebooted = || -> Result<(SystemTime, Vec<Pod>)> {
         prepared?;
         let before = stage.seen();
         stage.node(NODE)?.reboot()?;
+        let on = SystemTime::now();
         // Until the kubelet has looked, the API shows the pods as they were before.
-        stage.until("the pods of node2 to be started again", PATIENCE * 3, |seen| {
+        let pods = stage.until("the pods of node2 to be started again", PATIENCE * 3, |seen| {
             let here = |pod: &&Pod| {
                 pod.node == "node2" && !pod.host_network && [DEMO, OUTSIDE].contains(&pod.namespace.as_str())
             };
@@ -37,7 +39,8 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
                 );
             }
             Ok(pods.into_iter().cloned().collect())
-        })
+        })?;
+        Ok((on, pods))
     };
     let rebooted = rebooted();
     let rebooted = || rebooted.as_ref().map_err(|why| anyhow!("{why:#}"));
@@ -46,7 +49,7 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
         stage.until_installed().map(|()| "Ready".into())
     });
     report.check("after a reboot of its node, a pod of the mesh comes back captured", || {
-        for pod in rebooted()?.iter().filter(|pod| pod.namespace == DEMO) {
+        for pod in rebooted()?.1.iter().filter(|pod| pod.namespace == DEMO) {
             until_enabled(stage, pod)?;
         }
         stage.until_captured(DEMO, &PODS, true)?;
@@ -60,10 +63,12 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
         ensure!(pod.ready && pod.redirection.is_none(), "it is {} and {:?}", pod.phase, pod.redirection);
         Ok("it is Ready".into())
     });
-    report.check("from the power cut on, no uncaptured SYN on the fabric", || {
+    report.check("from the power cut on, no uncaptured SYN on the fabric and on the other node", || {
         // A little of what they do now, in the same capture.
         sleep(Duration::from_secs(1));
-        stage.judge(wire)?.must_hold()
+        // Of the node's pods of the mesh it is the one that talks, and to the other node.
+        let client = Talker::new(&stage.pod(DEMO, "client-2")?, demo::TALKS).since(rebooted()?.0);
+        stage.judge(wire)?.must_hold(&[client])
     });
 }
 

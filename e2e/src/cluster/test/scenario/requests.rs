@@ -1,10 +1,10 @@
 //! What the whole run cost, and what nobody should have done in it.
 
-use crate::cluster::test::audit;
 use crate::cluster::test::manifests::{AGENT, ZTUNNEL, of_daemon_set};
 use crate::cluster::test::stage::Stage;
+use crate::cluster::test::{audit, patches, restarts};
 use crate::lab::report::Report;
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use serde_json::Value;
 use std::time::SystemTime;
 
@@ -12,23 +12,29 @@ use std::time::SystemTime;
 pub fn whole_run(stage: &mut Stage, report: &mut Report) {
     report.step("the whole run, looked at once more");
     report.check("no request of an agent was refused", || {
-        let outages = stage.cluster().outages();
-        let mut requests = Vec::new();
+        let refusals = stage.refusals();
+        let (mut judged, mut left_out) = (Vec::new(), 0);
         for request in stage.cluster().audit().requests()? {
             let at = request.received()?;
-            // Before it is ready, an API server knows no rights and refuses everybody.
-            if !outages.iter().any(|outage| outage.contains(&at)) {
-                requests.push(request);
+            if refusals.iter().any(|span| span.contains(&at)) {
+                left_out += usize::from(request.user.username == crate::cluster::audit::AGENT);
+            } else {
+                judged.push(request);
             }
         }
-        let mut by_pod = audit::of_agents(&requests, SystemTime::UNIX_EPOCH..SystemTime::now())?;
-        by_pod.retain(|pod, _| pod.starts_with(AGENT.1));
+        let by_pod = audit::of_agents(&judged, SystemTime::UNIX_EPOCH..SystemTime::now())?;
         ensure!(!by_pod.is_empty(), "the audit log has no request of an agent");
         for (pod, requests) in &by_pod {
             ensure!(requests.refused.is_empty(), "{pod}: {requests}");
         }
         let lines = by_pod.iter().map(|(pod, requests)| format!("{pod}: {requests}"));
-        Ok(lines.collect::<Vec<_>>().join("\n"))
+        let last =
+            format!("{left_out} more while the API server was not ready, or they had no rights any more");
+        Ok(lines.chain([last]).collect::<Vec<_>>().join("\n"))
+    });
+    report.check("at most one status patch for each change of a pod's state", || {
+        let patches = patches::of(&stage.cluster().audit().requests()?)?;
+        patches::must_be_changes(&patches, &stage.cluster().outages())
     });
     report.check("ztunnel had nothing to complain of", || {
         let mut adds = 0;
@@ -45,10 +51,8 @@ pub fn whole_run(stage: &mut Stage, report: &mut Report) {
         stage.cluster().must_run().map(|()| "all of it runs".into())
     });
     report.check("the agents were restarted by nobody but the tests", || {
-        let agents: Result<Vec<_>> =
-            stage.cluster().nodes().iter().map(|node| stage.agent(node.name())).collect();
-        let restarts =
-            agents?.iter().map(|pod| format!("{}: {}", pod.node, pod.restarts)).collect::<Vec<_>>();
-        Ok(format!("restarts of the containers that run now: {}", restarts.join(", ")))
+        let nodes = stage.cluster().nodes().iter();
+        let reboots = nodes.map(|node| (node.name().to_owned(), node.reboots())).collect();
+        restarts::must_be_reboots(&stage.log(), AGENT, &reboots)
     });
 }
