@@ -1,7 +1,8 @@
 //! The configuration directory: looked at, and changed one step at a time.
 
 use crate::disk::{Attributes, Disk, Kind};
-use crate::write::{Change, is_temporary, no_room, put, shrink, swap, temporary_in};
+use crate::exchange::{is_aside, settle, swap};
+use crate::write::{Change, is_temporary, no_room, put, shrink, temporary_in};
 use sluice_shared::conflist::{
     DROP_IN_FILE, Directory, DropIn, File, MAX_CONFLIST, Step, is_configuration, is_parked,
 };
@@ -51,8 +52,9 @@ pub fn apply(disk: &impl Disk, dir: &Path, step: &Step) -> io::Result<Change> {
     }
 }
 
-/// Removes temporary files that a crash has left.
+/// Ends changes that a crash or an error has broken off, and removes temporary files.
 pub fn sweep(disk: &impl Disk, dir: &Path) -> io::Result<()> {
+    settle(disk, dir, None)?;
     for (name, kind) in disk.names(dir)? {
         let path = dir.join(&name);
         match kind {
@@ -63,11 +65,22 @@ pub fn sweep(disk: &impl Disk, dir: &Path) -> io::Result<()> {
                     gone(disk.remove(&path.join(name)))?;
                 }
             }
-            _ if is_temporary(&name) => gone(disk.remove(&path))?,
+            // One that is still there is of a change that goes on.
+            _ if is_temporary(&name) && !is_aside(&name) => gone(disk.remove(&path))?,
+            Kind::File if is_configuration(&name) => settle_behind(disk, dir, &path)?,
             _ => {}
         }
     }
     Ok(())
+}
+
+/// A link's file is changed where it is.
+fn settle_behind(disk: &impl Disk, dir: &Path, path: &Path) -> io::Result<()> {
+    let Ok(file) = disk.resolve(path) else { return Ok(()) };
+    match (file.parent(), file.file_name().and_then(|name| name.to_str())) {
+        (Some(other), Some(name)) if other != dir => settle(disk, other, Some(name)),
+        _ => Ok(()),
+    }
 }
 
 /// A file's text, or why it has none; `None` when it is not there.

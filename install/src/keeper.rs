@@ -1,7 +1,7 @@
 //! One look at the node, and what follows from it: the plugin's file first, then our entry, paced.
 
 use crate::binary::Binary;
-use crate::directory::{apply, look};
+use crate::directory::{apply, look, sweep};
 use crate::disk::{Disk, Stamp};
 use crate::notes::{Clock, Notes};
 use crate::options::{Paths, Replace, Wanted};
@@ -32,6 +32,8 @@ pub struct Keeper<'a, D> {
     last: Vec<Step>,
     /// Why our last write failed.
     failure: Option<String>,
+    /// Something may be left of a write that was broken off; and why it was left at the last try.
+    unsettled: Option<String>,
     /// Whether our entry was in the chain then.
     was_chained: bool,
     /// Whether an entry may be added: the agent has served here.
@@ -72,6 +74,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             left: None,
             last: Vec::new(),
             failure: None,
+            unsettled: Some(String::new()),
             was_chained: false,
             settled: false,
             said: None,
@@ -112,6 +115,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
     ) -> Result<(State, String, Duration), String> {
         let dir = &self.paths.conf_dir;
         let failed = |what: &str, e: &io::Error| format!("{what}: {e}");
+        self.sweep();
         let ensured = self.binary.ensure(self.notes.disk);
         let directory = look(self.notes.disk, dir).map_err(|e| failed(&dir.display().to_string(), &e))?;
         self.notice(&directory, now);
@@ -142,6 +146,22 @@ impl<'a, D: Disk> Keeper<'a, D> {
         self.write(&directory, &steps, &outcome, now)?;
         let (state, message) = self.reached(outcome);
         Ok((state, message, Duration::ZERO))
+    }
+
+    /// Before anything is decided: a newer version of somebody else's may wait beside its place.
+    fn sweep(&mut self) {
+        let Some(said) = &mut self.unsettled else { return };
+        let dir = &self.paths.conf_dir;
+        match sweep(self.notes.disk, dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                let why = e.to_string();
+                if *said != why {
+                    eprintln!("what an earlier write has left in {} stays for now: {why}", dir.display());
+                    *said = why;
+                }
+            }
+            _ => self.unsettled = None,
+        }
     }
 
     /// What is to be done; the agent is asked only when something would be added where nothing was.
@@ -208,6 +228,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
                 }
                 Err(e) => {
                     self.pace.wrote(now, steps == self.last);
+                    self.unsettled.get_or_insert_default();
                     let failure = format!("cannot write to {}: {e}", dir.display());
                     self.failure = Some(failure.clone());
                     return Err(failure);

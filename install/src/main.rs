@@ -8,7 +8,7 @@
 //! | `run` | `run`, `once`, `remove`: the lock, the loop, the signal |
 //! | `keeper` | one look, and what follows from it |
 //! | `directory`, `binary`, `notes` | the three things that are written |
-//! | `write` | whole files or none, and nobody's newer version lost |
+//! | `write`, `exchange` | whole files or none, and nobody's newer version lost |
 //! | `disk` | the seam to the file system |
 //! | `remove`, `status`, `render` | the other commands |
 //! | `agent`, `watch`, `options` | the agent's socket; inotify and signals; the command line |
@@ -19,6 +19,7 @@ mod agent;
 mod binary;
 mod directory;
 mod disk;
+mod exchange;
 mod keeper;
 mod notes;
 mod options;

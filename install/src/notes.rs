@@ -97,7 +97,7 @@ impl<D: Disk> Notes<'_, D> {
         let path = self.paths.lease();
         match self.disk.stamp(&path) {
             Ok(stamp) if stamp.size == LEASE_LENGTH as u64 && bytes.len() == LEASE_LENGTH => {
-                self.disk.overwrite(&path, 0, &bytes, LEASE_LENGTH as u64)
+                self.disk.overwrite(&path, None, 0, &bytes, LEASE_LENGTH as u64).map(drop)
             }
             _ => put(self.disk, &path, &bytes, &PRIVATE),
         }

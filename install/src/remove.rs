@@ -55,6 +55,8 @@ pub fn remove(
 fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot take our entry out of {}", dir.display());
     for _ in 0..LOOKS {
+        // What an earlier write has left may be somebody's newest version.
+        sweep_if_there(disk, dir).with_context(cannot)?;
         let directory = match look(disk, dir) {
             Ok(directory) => directory,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

@@ -237,12 +237,10 @@ fn keeper<'a>(paths: &'a Paths, wanted: &'a Wanted, clock: &Clock) -> anyhow::Re
     let plugin = &wanted.plugin;
     let binary = Binary::read(&Linux, plugin, &paths.bin_dir)
         .with_context(|| format!("cannot read the plugin {}", plugin.display()))?;
-    for dir in [&paths.conf_dir, &paths.bin_dir] {
-        if let Err(e) = sweep(&Linux, dir)
-            && e.kind() != ErrorKind::NotFound
-        {
-            eprintln!("temporary files of an earlier run stay in {}: {e}", dir.display());
-        }
+    if let Err(e) = sweep(&Linux, &paths.bin_dir)
+        && e.kind() != ErrorKind::NotFound
+    {
+        eprintln!("temporary files of an earlier run stay in {}: {e}", paths.bin_dir.display());
     }
     Ok(Keeper::new(&Linux, paths, wanted, binary, clock.clone()))
 }

@@ -94,11 +94,26 @@ impl Disk for Linux {
         }
     }
 
-    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8], length: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.write_all_at(bytes, offset)?;
-        file.set_len(length)?;
-        file.sync_all()
+    fn overwrite(
+        &self,
+        path: &Path,
+        from: Option<&[u8]>,
+        at: u64,
+        bytes: &[u8],
+        end: u64,
+    ) -> io::Result<bool> {
+        let file = OpenOptions::new().read(from.is_some()).write(true).open(path)?;
+        if let Some(from) = from {
+            let mut found = Vec::new();
+            (&file).take(from.len() as u64 + 1).read_to_end(&mut found)?;
+            if found != from {
+                return Ok(false);
+            }
+        }
+        file.write_all_at(bytes, at)?;
+        file.set_len(end)?;
+        file.sync_all()?;
+        Ok(true)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -25,8 +25,17 @@ pub trait Disk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Lets two files change places. `Unsupported` where the file system cannot.
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()>;
-    /// Writes `bytes` at `offset` in one call, then cuts the file to `length`, then flushes it.
-    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8], length: u64) -> io::Result<()>;
+    /// Writes `bytes` at the offset `at` in one call, then cuts the file to the length `end`, then flushes it. With
+    /// `from` only a file that says just that: gives whether it does. All of it happens to one file, whatever is
+    /// renamed onto it meanwhile.
+    fn overwrite(
+        &self,
+        path: &Path,
+        from: Option<&[u8]>,
+        at: u64,
+        bytes: &[u8],
+        end: u64,
+    ) -> io::Result<bool>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
     /// Makes a directory, mode 0755.

@@ -1,11 +1,11 @@
-//! A disk in memory that loses power, or fills up, at a chosen operation.
+//! A disk in memory that loses power, or fills up, at a chosen operation, and that others write to between any two.
 //!
 //! What is in a directory counts as lost in a power cut until the directory is flushed, and also as kept: both are
 //! looked at, since a file system may do either. A file's bytes are flushed as it is made.
 
 use super::{Attributes, Disk, Kind, Stamp};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,19 @@ pub enum Node {
     Directory,
 }
 
+/// What somebody else does to a file, in one system call. What he writes is on the disk at once.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Another file is renamed onto it.
+    Replace(&'static str, Vec<u8>),
+    /// It is opened for writing: emptied, or made when it is not there.
+    Truncate(&'static str),
+    /// More is written to the file that was opened, wherever that is by now.
+    Write(Vec<u8>),
+    /// It is removed.
+    Remove(&'static str),
+}
+
 /// The disk. Clones are independent.
 #[derive(Clone, Debug, Default)]
 pub struct Simulated {
@@ -26,8 +39,18 @@ pub struct Simulated {
     flushed: RefCell<Tree>,
     /// Changes that were made.
     operations: Cell<usize>,
+    /// Our calls, reading ones too.
+    calls: Cell<usize>,
+    /// How many changes had been made at each of them.
+    made: RefCell<Vec<usize>>,
+    /// What others do, and before which of our calls.
+    others: RefCell<VecDeque<(usize, Act)>>,
+    /// The file that somebody else has open.
+    opened: Cell<Option<u64>>,
     /// The operation from which on nothing works any more.
     pub dies_at: Cell<Option<usize>>,
+    /// Whether that operation was wanted.
+    pub dead: Cell<bool>,
     /// Whether nothing that needs room works.
     pub full: Cell<bool>,
     inodes: Cell<u64>,
@@ -72,10 +95,83 @@ impl Simulated {
         self.operations.get()
     }
 
-    /// After a crash of the program: what it has done is there.
+    pub fn calls(&self) -> usize {
+        self.calls.get()
+    }
+
+    /// How many changes this program had made at a call.
+    pub fn operations_at(&self, call: usize) -> usize {
+        let before = self.calls.get() - self.made.borrow().len();
+        let made = self.made.borrow().get(call - before).copied();
+        made.unwrap_or_else(|| self.operations.get())
+    }
+
+    /// Somebody else acts, before the calls of these numbers.
+    pub fn meanwhile(&self, acts: impl IntoIterator<Item = (usize, Act)>) {
+        self.others.borrow_mut().extend(acts);
+    }
+
+    /// Somebody else does all that he has not done yet.
+    pub fn others_end(&self) {
+        let rest: Vec<_> = self.others.borrow_mut().drain(..).collect();
+        rest.into_iter().for_each(|(_, act)| self.act(act));
+    }
+
+    /// One more call of ours; who wanted to act before it does.
+    fn call(&self) {
+        while self.others.borrow().front().is_some_and(|(at, _)| *at <= self.calls.get()) {
+            let next = self.others.borrow_mut().pop_front();
+            next.into_iter().for_each(|(_, act)| self.act(act));
+        }
+        self.calls.set(self.calls.get() + 1);
+        self.made.borrow_mut().push(self.operations.get());
+    }
+
+    fn act(&self, act: Act) {
+        match act {
+            Act::Replace(path, bytes) => self.put_there(path, &bytes, 0o600),
+            Act::Truncate(path) => {
+                let there = self.tree.borrow().get(Path::new(path)).cloned();
+                if let Some(Node::File { inode, .. }) = there {
+                    self.opened.set(Some(inode));
+                    self.write_to(inode, Vec::clear);
+                } else {
+                    self.put_there(path, b"", 0o600);
+                    self.opened.set(Some(self.inodes.get()));
+                }
+            }
+            Act::Write(more) => {
+                let opened = self.opened.get().expect("a file is open");
+                self.write_to(opened, |bytes| bytes.extend(more.iter()));
+            }
+            Act::Remove(path) => {
+                self.tree.borrow_mut().remove(Path::new(path));
+                self.flushed.replace(self.tree.borrow().clone());
+            }
+        }
+    }
+
+    /// By the inode: under whatever name it is, here and on the disk; under none it is lost.
+    fn write_to(&self, file: u64, write: impl Fn(&mut Vec<u8>)) {
+        for tree in [&self.tree, &self.flushed] {
+            for node in tree.borrow_mut().values_mut() {
+                match node {
+                    Node::File { bytes, inode, .. } if *inode == file => write(bytes),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// After a crash of the program: what it has done is there, and others go on.
     pub fn after_crash(&self) -> Self {
         let tree = self.tree.borrow().clone();
-        self.renewed(tree)
+        Self {
+            calls: self.calls.clone(),
+            others: self.others.clone(),
+            opened: self.opened.clone(),
+            ..self.renewed(tree)
+        }
     }
 
     /// After a power cut in which nothing survived that was not flushed.
@@ -97,6 +193,7 @@ impl Simulated {
     /// Counts a change, unless the disk is dead.
     fn change(&self, needs_room: bool) -> io::Result<()> {
         if self.dies_at.get().is_some_and(|at| self.operations.get() >= at) {
+            self.dead.set(true);
             return Err(io::Error::other("the power is gone"));
         }
         if needs_room && self.full.get() {
@@ -131,6 +228,7 @@ impl Simulated {
 
 impl Disk for Simulated {
     fn names(&self, dir: &Path) -> io::Result<Vec<(String, Kind)>> {
+        self.call();
         self.node(dir)?;
         let tree = self.tree.borrow();
         let children = tree.iter().filter(|(path, _)| path.parent() == Some(dir));
@@ -143,11 +241,13 @@ impl Disk for Simulated {
     }
 
     fn read(&self, path: &Path, most: usize) -> io::Result<Vec<u8>> {
+        self.call();
         let (bytes, _, _) = self.file(path)?;
         Ok(bytes[..bytes.len().min(most + 1)].to_vec())
     }
 
     fn stamp(&self, path: &Path) -> io::Result<Stamp> {
+        self.call();
         Ok(match self.node(path)? {
             Node::Directory => Stamp { inode: (0, 0), size: 0, changed: (0, 0), mode: 0o755 },
             Node::File { bytes, attributes, inode } => {
@@ -157,6 +257,7 @@ impl Disk for Simulated {
     }
 
     fn attributes(&self, path: &Path) -> io::Result<Attributes> {
+        self.call();
         match self.node(path)? {
             Node::File { attributes, .. } => Ok(attributes),
             Node::Directory => Ok(Attributes { mode: 0o755, owner: (0, 0), label: Some(b"etc_t".to_vec()) }),
@@ -168,6 +269,7 @@ impl Disk for Simulated {
     }
 
     fn create(&self, path: &Path, bytes: &[u8], attributes: &Attributes) -> io::Result<()> {
+        self.call();
         self.node(path.parent().unwrap())?;
         if self.node(path).is_ok() {
             return Err(ErrorKind::AlreadyExists.into());
@@ -180,6 +282,7 @@ impl Disk for Simulated {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call();
         self.node(from)?;
         self.change(false)?;
         Self::transplant(&mut self.tree.borrow_mut(), from, to);
@@ -187,6 +290,7 @@ impl Disk for Simulated {
     }
 
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        self.call();
         let (first, second) = (self.node(one)?, self.node(other)?);
         self.change(false)?;
         let mut tree = self.tree.borrow_mut();
@@ -195,28 +299,33 @@ impl Disk for Simulated {
         Ok(())
     }
 
-    fn overwrite(&self, path: &Path, offset: u64, bytes: &[u8], length: u64) -> io::Result<()> {
-        let (mut content, attributes, inode) = self.file(path)?;
-        let offset = usize::try_from(offset).unwrap();
-        let put = |content: &Vec<u8>| {
-            let node = Node::File { bytes: content.clone(), attributes: attributes.clone(), inode };
-            // The file's own bytes: on the disk under whatever name it has there.
-            self.tree.borrow_mut().insert(path.to_path_buf(), node.clone());
-            if self.flushed.borrow().contains_key(path) {
-                self.flushed.borrow_mut().insert(path.to_path_buf(), node);
-            }
-        };
-        self.change(offset + bytes.len() > content.len())?;
-        content.resize(content.len().max(offset + bytes.len()), 0);
-        content[offset..offset + bytes.len()].copy_from_slice(bytes);
-        put(&content);
+    fn overwrite(
+        &self,
+        path: &Path,
+        from: Option<&[u8]>,
+        at: u64,
+        bytes: &[u8],
+        end: u64,
+    ) -> io::Result<bool> {
+        self.call();
+        let (content, _, inode) = self.file(path)?;
+        if from.is_some_and(|from| from != content) {
+            return Ok(false);
+        }
+        let (at, end) = (usize::try_from(at).unwrap(), usize::try_from(end).unwrap());
+        self.call();
+        self.change(at + bytes.len() > content.len())?;
+        self.write_to(inode, |content| {
+            content.resize(content.len().max(at + bytes.len()), 0);
+            content[at..at + bytes.len()].copy_from_slice(bytes);
+        });
         self.change(false)?;
-        content.truncate(usize::try_from(length).unwrap());
-        put(&content);
-        Ok(())
+        self.write_to(inode, |content| content.truncate(end));
+        Ok(true)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.call();
         self.file(path)?;
         self.change(false)?;
         self.tree.borrow_mut().remove(path);
@@ -240,6 +349,7 @@ impl Disk for Simulated {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.call();
         self.node(dir)?;
         self.change(false)?;
         let tree = self.tree.borrow();

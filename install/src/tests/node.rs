@@ -90,9 +90,7 @@ impl Node {
 
     pub fn keeper(&self) -> Option<Keeper<'_, Simulated>> {
         let binary = Binary::read(&self.disk, &self.wanted.plugin, &self.paths.bin_dir).ok()?;
-        for dir in [&self.paths.conf_dir, &self.paths.bin_dir] {
-            let _ = crate::directory::sweep(&self.disk, dir);
-        }
+        let _ = crate::directory::sweep(&self.disk, &self.paths.bin_dir);
         let keeper = Keeper::new(&self.disk, &self.paths, &self.wanted, binary, Self::clock());
         let notes = Notes { disk: &self.disk, paths: &self.paths };
         let _ = notes.write_lease(&Self::clock(), 3600, false);
@@ -104,7 +102,7 @@ impl Node {
         let Some(mut keeper) = self.keeper() else { return false };
         let answer = || if serves { Ok(()) } else { Err("no agent".to_owned()) };
         let mut now = Duration::ZERO;
-        while now < Duration::from_secs(60) && !keeper.is_done() {
+        while now < Duration::from_secs(60) && !keeper.is_done() && !self.disk.dead.get() {
             now += keeper.turn(now, answer).max(Duration::from_millis(10));
         }
         keeper.is_done()
