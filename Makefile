@@ -33,7 +33,7 @@ images: ## Build the container images into target/images as OCI archives, with n
 	@ci/images
 
 .PHONY: check
-check: fmt clippy unit walls deny ## All that needs no root and no namespaces
+check: fmt clippy unit walls deny kind-check ## All that needs no root and no namespaces
 
 .PHONY: fmt
 fmt: ## Check the layout of the sources
@@ -119,6 +119,14 @@ matrix: plugin ## Prove cell by cell with which primary CNIs it works: target/re
 	cargo build -p sluice-agent -p sluice-e2e --bins
 	target/debug/sluice-matrix run $(if $(CELL),--cell $(CELL)) $(if $(WAY),--way $(WAY))
 
+.PHONY: kind
+kind: images ## Check on kind clusters with kindnet, Calico, Cilium and flannel (needs Docker, kind, kubectl, helm and a network)
+	@e2e/kind/run
+
+.PHONY: kind-check
+kind-check: ## Check the scripts of e2e/kind without Docker: syntax, dry runs, refusals
+	@e2e/kind/check
+
 .PHONY: fuzz
 fuzz: ## Fuzz whatever parses foreign bytes, FUZZ_SECONDS (10) for each target
 	@ci/fuzz
@@ -131,7 +139,7 @@ docs: ## Write docs/config.md anew from the agent's table of keys
 .PHONY: bless
 bless: docs ## Take what is generated now for right (golden files, docs); then read the diff
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-shared --tests
-	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin
+	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin --test doctor
 
 .PHONY: bench
 bench: setup bench-install bench-plugin ## Measure, side by side, and write target/reports/bench-*.json (needs root)

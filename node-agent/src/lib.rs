@@ -5,6 +5,7 @@ pub mod adopt;
 pub mod app;
 pub mod backoff;
 pub mod config;
+pub mod doctor;
 pub mod durable;
 pub mod health;
 pub mod installed;

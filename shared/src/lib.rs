@@ -8,6 +8,7 @@
 //! | [`conflist`] | our entry in the primary CNI's list as text, and which file it goes into, how and when |
 //! | [`istio`] | what istio-cni leaves in a network namespace, told apart from everybody else's |
 //! | [`install`] | what installer, agent and plugin tell each other by files: state, intent, lease |
+//! | [`doctor`] | what on a node will get in the mesh's way, judged from gathered facts |
 //! | [`placement`] | whether a DaemonSet keeps its pod on a node |
 //! | [`wire`] | the messages on our own sockets: plugin to agent, sluicectl to agent |
 //! | [`membership`] | the file that lets the plugin decide with no agent to ask |
@@ -26,6 +27,7 @@ pub mod cni;
 pub mod conflist;
 pub mod contract;
 pub mod cookie;
+pub mod doctor;
 pub mod enroll;
 pub mod facts;
 pub mod host;

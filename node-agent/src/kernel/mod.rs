@@ -4,12 +4,14 @@
 //! blocking and has two implementations: `linux::LinuxKernel`, named only by the composition root, and
 //! `fake::RecordingKernel` for tests. Callers reach it through [`Pool`], whose threads may enter namespaces.
 
+mod examine;
 #[cfg(any(test, feature = "testing"))]
 pub mod fake;
 pub mod hostproc;
 pub mod linux;
 mod pool;
 
+pub use examine::{Examiner, ThisKernel};
 pub use hostproc::HostProc;
 pub use linux::watch::{Hint, WatchHandle};
 pub use pool::{Pool, catches_panics};

@@ -4,7 +4,7 @@ use crate::fixture::{kernel, plan};
 use crate::listeners::Dial;
 use crate::nested;
 use sluice_agent::kernel::linux::watch::Watch;
-use sluice_agent::kernel::{Kernel, KernelError};
+use sluice_agent::kernel::{Examiner, Kernel, KernelError, ThisKernel};
 use sluice_shared::lower::Backend;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,6 +48,7 @@ pub fn is_task() -> bool {
                 Err(error) => println!("{error} {}", errno(&error)),
             }
         }
+        ["examine"] => println!("{:?}", ThisKernel.trials()),
         ["look", host_proc] => println!("{}", nested::look(host_proc)),
         _ => panic!("unknown task {task}"),
     }
@@ -73,6 +74,13 @@ pub fn cookies_with(capabilities: &str, kubelet: &str) -> String {
     let only = capabilities.split(',').map(|name| format!(",+{name}")).collect::<String>();
     command.arg(format!("--bounding-set=-all{only}")).arg(std::env::current_exe().expect("own path"));
     output(command.env(TASK, format!("cookies {kubelet}")))
+}
+
+/// What the doctor's trials come to without a capability, as `setpriv` names it.
+pub fn examined_without(capability: &str) -> String {
+    let mut command = Command::new("setpriv");
+    command.arg(format!("--bounding-set=-{capability}")).arg(std::env::current_exe().expect("own path"));
+    output(command.env(TASK, "examine"))
 }
 
 /// What the probe for iptables says where there are no programs.

@@ -7,6 +7,7 @@ mod adopt;
 mod backends;
 mod child;
 mod cookies;
+mod examine;
 mod fixture;
 mod host;
 mod istio;
@@ -81,5 +82,6 @@ fn trials() -> Vec<Trial> {
     add("cookies", cookies::TESTS);
     add("nested", nested::TESTS);
     add("adopt", adopt::TESTS);
+    add("examine", examine::TESTS);
     trials
 }

@@ -25,7 +25,7 @@ mod writer;
 
 pub use chain::{Chained, Plan, Step, Wish, leave, plan};
 pub use directory::{
-    DROP_IN_FILE, Directory, DropIn, File, OWNED_NAMES, Primary, is_configuration, is_parked,
+    DROP_IN_FILE, Directory, DropIn, File, Found, OWNED_NAMES, Primary, is_configuration, is_parked,
 };
 pub use pace::{Fight, Pace};
 pub use way::{DropIns, Runtime, Way};

@@ -2,14 +2,16 @@
 //!
 //! Exit codes, for scripts: 0 all is as it should be; 1 the agent could not answer; 2 a pod that should be captured is
 //! not, the agent cannot serve an ADD, or the plugin is not in the chain; 3 the agent knows no such pod; 4 the agent
-//! cannot be reached; 64 the command line is wrong.
+//! cannot be reached; 64 the command line is wrong. `doctor` has its own: 0 nothing but notes, 1 warnings, 2 problems.
 
 mod client;
+mod doctor;
 mod node;
 mod pod;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use client::ClientError;
+use doctor::Doctor;
 use serde::Serialize;
 use sluice_shared::admin::{ADMIN_VERSION, AdminReply, AdminRequest, NodeStatus, PodStatus, State};
 use sluice_shared::contract::ADMIN_SOCKET;
@@ -29,7 +31,8 @@ const USAGE: u8 = 64;
 #[command(
     version,
     after_help = "Exit codes: 0 as it should be, 1 the agent could not answer, 2 a pod that should be \
-    captured is not, 3 no such pod, 4 the agent cannot be reached, 64 wrong usage."
+    captured is not, 3 no such pod, 4 the agent cannot be reached, 64 wrong usage. Of doctor: 0 nothing but notes, \
+    1 warnings, 2 problems."
 )]
 struct Args {
     #[command(subcommand)]
@@ -51,6 +54,8 @@ enum Ask {
         /// NAMESPACE/NAME, a name that only one pod of the node has, or a uid.
         pod: String,
     },
+    /// What on this node will get in the mesh's way, and what to do about it; needs no agent, and writes nothing.
+    Doctor(Box<Doctor>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,17 +81,21 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let request = match &args.command {
-        Ask::Status => AdminRequest::Status,
-        Ask::Why { pod } => AdminRequest::Why { pod: pod.clone() },
-    };
-    let outcome = match client::ask(&args.socket, &request) {
-        Ok(reply) => tell(reply, args.output),
-        Err(error) => unreachable(&args.socket, &error, args.output),
+    let outcome = match args.command {
+        Ask::Status => ask(&args.socket, &AdminRequest::Status, args.output),
+        Ask::Why { pod } => ask(&args.socket, &AdminRequest::Why { pod }, args.output),
+        Ask::Doctor(doctor) => doctor::examine(*doctor, &args.socket, args.output),
     };
     // A reader that closed the pipe has seen enough.
     drop(io::stdout().write_all(outcome.text.as_bytes()));
     ExitCode::from(outcome.code)
+}
+
+fn ask(socket: &Path, request: &AdminRequest, output: Output) -> Outcome {
+    match client::ask(socket, request) {
+        Ok(reply) => tell(reply, output),
+        Err(error) => unreachable(socket, &error, output),
+    }
 }
 
 /// kubectl finds a plugin by its file's name, and says `kubectl sluice` for `kubectl-sluice`.

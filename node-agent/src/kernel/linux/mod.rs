@@ -12,6 +12,7 @@ mod istio;
 mod kept;
 mod legacy;
 mod link;
+pub(super) mod loaded;
 mod netlink;
 mod netns;
 mod nft;
@@ -24,6 +25,7 @@ mod ruleset;
 mod scratch;
 mod sockdiag;
 mod target;
+pub(super) mod trials;
 pub mod watch;
 mod xtables;
 

@@ -4,7 +4,7 @@
 //! and keeps full objects where a few fields are wanted.
 
 use super::lines::Lines;
-use http::header::{ACCEPT, ACCEPT_ENCODING, RETRY_AFTER};
+use http::header::{ACCEPT, ACCEPT_ENCODING, DATE, RETRY_AFTER};
 use http::{HeaderMap, Request, Response};
 use http_body_util::BodyExt as _;
 use kube::Client;
@@ -102,6 +102,12 @@ impl Api {
             collect(answer.into_body(), MAX_ANSWER).await
         };
         timeout(within, whole).await.unwrap_or(Err(Failure::Late(within)))
+    }
+
+    /// When it answered, by its own clock: the header `Date` of an answer that anybody may have.
+    pub(crate) async fn date(&self) -> Result<Option<String>, Failure> {
+        let answer = self.open(&Target::new("/version", "application/json")).await?;
+        Ok(answer.headers().get(DATE).and_then(|date| date.to_str().ok()).map(str::to_owned))
     }
 
     /// Asks for an answer that has no end, line by line.
