@@ -5,6 +5,7 @@ pub mod adopt;
 pub mod app;
 pub mod backoff;
 pub mod config;
+pub mod dial;
 pub mod doctor;
 pub mod durable;
 pub mod health;

@@ -35,11 +35,13 @@ pub(super) async fn ask(api_server: &ApiServer) -> Look<Cluster> {
             "see whether this node reaches the API server, and name a kubeconfig that does",
         ));
     }
+    let (namespaces, policies, daemon_sets, cilium) =
+        tokio::join!(namespaces(&api), policies(&api), daemon_sets(&api), cilium(&api));
     Ok(Cluster {
-        namespaces: namespaces(&api).await,
-        policies: policies(&api).await,
-        daemon_sets: daemon_sets(&api).await,
-        cilium: cilium(&api).await,
+        namespaces,
+        policies,
+        daemon_sets,
+        cilium,
         clock_ahead: clock_ahead
             .map_err(|asked| Unlooked::new(asked.why(), "nothing: it answers without a date")),
     })

@@ -13,6 +13,9 @@ pub(super) fn seconds(text: &str) -> Option<i64> {
     let mut time = words.next()?.split(':').map(|part| part.parse::<i64>().ok());
     let (hours, minutes, seconds) = (time.next()??, time.next()??, time.next()??);
     let sound = (1..=31).contains(&day) && (1970..10_000).contains(&year) && words.next()? == "GMT";
+    // 60 is a leap second.
+    let sound =
+        sound && (0..24).contains(&hours) && (0..60).contains(&minutes) && (0..=60).contains(&seconds);
     sound.then(|| ((days(year, month, day) * 24 + hours) * 60 + minutes) * 60 + seconds)
 }
 
@@ -40,6 +43,9 @@ mod tests {
             ("06 Nov 1994 08:49:37 GMT", None),
             ("Sun, 06 Nov 1994 08:49 GMT", None),
             ("Sun, 06 Nov 1994 08:49:37 CET", None),
+            ("Sun, 06 Nov 1994 9223372036854775807:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 08:-1:37 GMT", None),
+            ("Sun, 06 Nov 9223372036854775807 08:49:37 GMT", None),
             ("", None),
         ] {
             assert_eq!(seconds(text), expected, "{text}");

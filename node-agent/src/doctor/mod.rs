@@ -6,6 +6,7 @@
 mod cluster;
 mod cni;
 mod date;
+mod files;
 mod node;
 mod render;
 mod root;
@@ -76,7 +77,7 @@ pub async fn gather(options: &Options, examiner: &impl Examiner, agent: Agent) -
         sysctls: node::sysctls(root),
         interfaces: node::interfaces(root),
         cgroup: node::cgroup(root),
-        limits: Ok(node::limits(root, examiner.inotify())),
+        limits: node::limits(root, examiner.inotify()),
         traces: Ok(node::traces(root)),
         notes: node::notes(options),
         agent,

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
 mod api_server;
+mod hostile;
 mod node;
 
 use api_server::ApiServer;
@@ -103,6 +104,11 @@ fn directories_are_found_where_platforms_have_them() {
     let cni = facts.cni.unwrap();
     assert_eq!((cni.platform, cni.path.as_str()), (Some("k3s"), "/var/lib/rancher/k3s/agent/etc/cni/net.d"));
     assert_eq!(facts.plugin.unwrap().directory, "/var/lib/rancher/k3s/data/cni");
+
+    k3s.write("bin/host-local", "");
+    let facts = gather(&k3s.options(), &FakeKernel::default());
+    assert_eq!(facts.cni.unwrap().platform, Some("k3d"));
+    assert_eq!(facts.plugin.unwrap().directory, "/bin");
 
     let gke = Node::new();
     gke.make("home/kubernetes/bin");
@@ -243,15 +249,16 @@ fn an_api_server_that_is_away_is_said() {
     assert!(facts.cluster.unwrap_err().why.contains("none"));
 }
 
-/// The program itself, in namespaces of its own: what it tries of the kernel is not this machine's affair.
-fn program(node: &Node, args: &[&str]) -> Output {
+/// The program itself, in namespaces of its own and started by these words: what it tries of the kernel is not this
+/// machine's affair.
+fn program(node: &Node, by: &[&str], args: &[&str]) -> Output {
+    assert!(nix::unistd::geteuid().is_root(), "this test makes namespaces, and so needs root");
     Command::new("unshare")
         .args(["--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(by)
         .arg(env!("CARGO_BIN_EXE_sluicectl"))
         .args(["doctor", "--host-root"])
         .arg(node.path(""))
-        .arg("--socket")
-        .arg(node.path("run/sluice/admin.sock"))
         .args(args)
         .output()
         .unwrap()
@@ -259,9 +266,8 @@ fn program(node: &Node, args: &[&str]) -> Output {
 
 #[test]
 fn the_program_s_exit_code_says_how_bad_it_is() {
-    assert!(nix::unistd::geteuid().is_root(), "this test makes namespaces, and so needs root");
     let (node, _) = troubled();
-    let output = program(&node, &["-o", "json"]);
+    let output = program(&node, &[], &["-o", "json"]);
     let said: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!(output.status.code(), Some(2), "{said:#}");
@@ -271,8 +277,8 @@ fn the_program_s_exit_code_says_how_bad_it_is() {
     for id in ["cni-exclusive", "second-mesh", "notes", "agent", "limits"] {
         assert!(found.contains(&id), "{id} is not in {found:?}");
     }
-    let text = program(&node, &[]);
+    let text = program(&node, &[], &[]);
     assert!(String::from_utf8_lossy(&text.stdout).contains("✗ problem cni-exclusive: "), "{text:?}");
-    let wrong = program(&node, &["--kubeconfig", "x", "--in-cluster"]);
+    let wrong = program(&node, &[], &["--kubeconfig", "x", "--in-cluster"]);
     assert_eq!(wrong.status.code(), Some(64), "{wrong:?}");
 }

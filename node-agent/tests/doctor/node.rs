@@ -31,7 +31,10 @@ impl Node {
         node.write("proc/sys/kernel/random/boot_id", "b2d0a5de\n");
         node.write("proc/sys/net/ipv4/ip_forward", "1\n");
         node.write("proc/sys/fs/inotify/max_user_instances", "8192\n");
-        node.write("proc/sys/fs/inotify/max_user_watches", "524288\n");
+        node.write(
+            "proc/1/net/route",
+            "Iface\tDestination\tGateway\neth0\t00000000\t0102A8C0\neth0\t0002A8C0\t00000000\n",
+        );
         node.write("proc/1/mounts", "proc /proc proc rw 0 0\ncgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n");
         node.write(
             "proc/1/net/dev",
@@ -39,7 +42,10 @@ impl Node {
              lo:       0       0\n  eth0: 1234 5 6\nvlan.eth.1: 0 0\n",
         );
         node.make("proc/1/ns");
-        symlink("/proc/self/ns/net", node.path("proc/1/ns/net")).unwrap();
+        for namespace in ["net", "cgroup"] {
+            symlink(format!("/proc/self/ns/{namespace}"), node.path(&format!("proc/1/ns/{namespace}")))
+                .unwrap();
+        }
         node
     }
 
@@ -78,7 +84,7 @@ impl Default for FakeKernel {
             nftables: Ok(()),
             iptables: Err("not tried: nftables works".to_owned()),
             nftables_v4: None,
-            mark_guard: Ok(()),
+            mark_guard: Ok(Ok(())),
             transparent_v4: Ok(()),
             transparent_v6: Ok(()),
         };
@@ -95,7 +101,7 @@ impl Examiner for FakeKernel {
         Ok(BpfFacts { sock_ops: Some(Ok(())), programs: self.programs.clone() })
     }
 
-    fn inotify(&self) -> Trial {
-        Ok(())
+    fn inotify(&self) -> Look<Trial> {
+        Ok(Ok(()))
     }
 }

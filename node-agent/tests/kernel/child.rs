@@ -4,7 +4,7 @@ use crate::fixture::{kernel, plan};
 use crate::listeners::Dial;
 use crate::nested;
 use sluice_agent::kernel::linux::watch::Watch;
-use sluice_agent::kernel::{Examiner, Kernel, KernelError, ThisKernel};
+use sluice_agent::kernel::{Examiner, HostProc, Kernel, KernelError, ThisKernel};
 use sluice_shared::lower::Backend;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,7 +48,7 @@ pub fn is_task() -> bool {
                 Err(error) => println!("{error} {}", errno(&error)),
             }
         }
-        ["examine"] => println!("{:?}", ThisKernel.trials()),
+        ["examine"] => println!("{:?}", ThisKernel { proc: HostProc::default() }.trials()),
         ["look", host_proc] => println!("{}", nested::look(host_proc)),
         _ => panic!("unknown task {task}"),
     }

@@ -2,13 +2,17 @@
 
 use crate::child;
 use crate::fixture::Ns;
-use sluice_agent::kernel::{Examiner, ThisKernel};
+use sluice_agent::kernel::{Examiner, HostProc, ThisKernel};
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_doctor_tries_the_whole_plan_and_leaves_nothing", leaves_nothing),
     ("a_doctor_sees_the_programs_of_others", sees_programs),
     ("what_cannot_be_tried_is_no_fault_of_the_kernel_s", without_rights),
 ];
+
+fn this_kernel() -> ThisKernel {
+    ThisKernel { proc: HostProc::default() }
+}
 
 /// Everything that a rule, a route or a socket of ours would change.
 fn all_of(ns: &Ns) -> String {
@@ -21,18 +25,19 @@ fn all_of(ns: &Ns) -> String {
 fn leaves_nothing() {
     let host = Ns::new();
     let before = all_of(&host);
-    let found = host.run(|| ThisKernel.trials().expect("root may try"));
+    let found = host.run(|| this_kernel().trials().expect("root may try"));
     assert_eq!(all_of(&host), before, "the namespace that it ran in is as it was");
     // What the other tests of this program rely on.
     assert_eq!(found.nftables, Ok(()));
     assert_eq!(found.nftables_v4, None);
     assert!(found.iptables.is_err_and(|why| why.contains("not tried")));
+    assert_eq!(found.mark_guard, Ok(Ok(())));
     assert_eq!((found.transparent_v4, found.transparent_v6), (Ok(()), Ok(())));
     assert!(!found.release.is_empty());
 }
 
 fn sees_programs() {
-    let facts = ThisKernel.bpf().expect("root may list programs");
+    let facts = this_kernel().bpf().expect("root may list programs");
     assert_eq!(facts.sock_ops, Some(Ok(())));
     assert!(facts.programs.iter().all(|program| program.id > 0 && program.kind > 0), "{facts:?}");
 }

@@ -5,7 +5,7 @@ use super::catalogue::{
 };
 use super::facts::{Agent, CniFacts, Facts, NoteKind, PluginFile};
 use super::primary::CILIUM;
-use super::{Diagnosis, Finding, Severity};
+use super::{Diagnosis, Finding, Severity, Unlooked};
 use crate::conflist::{
     DROP_IN_FILE, Entry, Found, OWNED_NAMES, PLUGIN_TYPE, Primary, Runtime, Way, Wish, contains, is_parked,
     plan,
@@ -13,6 +13,9 @@ use crate::conflist::{
 use crate::install::{Holding, Lease};
 
 const PARKED_BY_CILIUM: &str = ".cilium_bak";
+/// inode(7)
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
 
 pub(super) fn check(facts: &Facts, diagnosis: &mut Diagnosis) {
     let about = [CNI_PRIMARY, CNI_WAY, CNI_DIRECTORY];
@@ -235,12 +238,26 @@ fn plugin_file(plugin: &PluginFile, cni: Option<&CniFacts>, facts: &Facts, diagn
                 finding.seen(format!("{path}/{entry}"), format!("\"type\":\"{PLUGIN_TYPE}\""))
             }));
         }
+        Some(mode) if mode & S_IFMT != S_IFREG => {
+            let what = format!("{file} is no file, and the runtime cannot run it");
+            diagnosis.find(
+                Finding::new(PLUGIN_FILE, Severity::Problem, what, reinstall).seen(&file, "no regular file"),
+            );
+        }
         Some(mode) if mode & 0o111 == 0 => {
             let what = format!("{file} cannot be executed");
             let finding = Finding::new(PLUGIN_FILE, Severity::Problem, what, reinstall);
             diagnosis.find(finding.seen(&file, format!("mode {:04o}", mode & 0o7777)));
         }
         _ => {}
+    }
+    if mode.is_some() && current.is_none() {
+        let unlooked = Unlooked {
+            why: "there is no plugin beside this program to compare it with".to_owned(),
+            how: "run it in the agent's image, or name this release's plugin with --plugin".to_owned(),
+            not_asked_for: true,
+        };
+        diagnosis.miss(&format!("whether {file} is this release's"), &[PLUGIN_STALE], &unlooked);
     }
     if mode.is_some() && *current == Some(false) {
         let what = format!("{file} is not the plugin of this release");

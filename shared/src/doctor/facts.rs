@@ -30,7 +30,8 @@ pub struct Facts {
     pub kernel: Look<KernelTrials>,
     /// The BPF programs of the node.
     pub bpf: Look<BpfFacts>,
-    /// Sysctls of the host's network namespace, by their dotted names; what this kernel does not have is not in it.
+    /// Sysctls of the host's network namespace, by their dotted names; what this kernel does not have is not in it. Of
+    /// interfaces those are there by which pods' traffic may come in.
     pub sysctls: Look<BTreeMap<String, String>>,
     /// The names of the host's interfaces.
     pub interfaces: Look<BTreeSet<String>>,
@@ -70,9 +71,9 @@ pub struct PluginFile {
     pub not_writable: Option<String>,
     /// Whether nothing in it can be executed (`noexec`).
     pub noexec: bool,
-    /// The mode of the plugin's file; `None` when there is none.
+    /// The mode of the plugin's file (`st_mode`, with its kind); `None` when there is none.
     pub mode: Option<u32>,
-    /// Whether it has the same bytes as the plugin that came with this program; `None` when none came with it.
+    /// Whether it has the same bytes as the plugin that came with this program; `None` when it cannot be compared.
     pub current: Option<bool>,
     /// Plugins of other meshes that are there.
     pub others: Vec<String>,
@@ -93,7 +94,7 @@ pub struct KernelTrials {
     /// The plan without IPv6, by nftables; tried when the whole one failed.
     pub nftables_v4: Option<Trial>,
     /// The plan with rules that tell sockets by their cgroup, by the backend that works.
-    pub mark_guard: Trial,
+    pub mark_guard: Look<Trial>,
     /// Sockets that have addresses of others (`IP_TRANSPARENT`), IPv4.
     pub transparent_v4: Trial,
     /// The same, IPv6.
@@ -132,14 +133,12 @@ pub enum CgroupTree {
 }
 
 /// Limits on inotify.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    /// `fs.inotify.max_user_instances`
+    /// `fs.inotify.max_user_instances`; `None` where a namespace hides it.
     pub inotify_instances: Option<u64>,
-    /// `fs.inotify.max_user_watches`
-    pub inotify_watches: Option<u64>,
     /// Whether one more instance can be had now.
-    pub inotify_now: Option<Trial>,
+    pub inotify_now: Look<Trial>,
 }
 
 /// The files by which our own parts tell each other things.

@@ -33,15 +33,15 @@ pub(super) fn check(facts: &Facts, diagnosis: &mut Diagnosis) {
 
 fn rules(kernel: &KernelTrials, diagnosis: &mut Diagnosis) {
     let by = |backend: &str| format!("kernel {}, {backend}", kernel.release);
-    if let (Err(nftables), Some(Ok(()))) = (&kernel.nftables, &kernel.nftables_v4) {
-        let what = "the kernel takes the rules for IPv4 and refuses those for IPv6";
-        let fix = "Set `ipv6: false` in the agent's configuration (chart: ambient.ipv6=false), if no pod of the mesh has IPv6; \
-                   else boot without ipv6.disable=1, or with a kernel that has nf_tables for IPv6";
-        let finding = Finding::new(KERNEL_IPV6, Severity::Problem, what, fix);
-        diagnosis.find(finding.seen(by("nftables"), nftables));
-        return;
-    }
+    let without_v6 = kernel.nftables_v4 == Some(Ok(()));
     match (&kernel.nftables, &kernel.iptables) {
+        (Err(nftables), Err(_)) if without_v6 => {
+            let what = "the kernel takes the rules for IPv4 and refuses those for IPv6";
+            let fix = "Set `ipv6: false` in the agent's configuration (chart: ambient.ipv6=false), if no pod of the mesh has IPv6; \
+                       else boot without ipv6.disable=1, or with a kernel that has nf_tables for IPv6";
+            let finding = Finding::new(KERNEL_IPV6, Severity::Problem, what, fix);
+            diagnosis.find(finding.seen(by("nftables"), nftables));
+        }
         (Err(nftables), Err(iptables)) => {
             let what = "the kernel takes the rules neither by nftables nor by iptables";
             let fix = "modprobe nf_tables nf_conntrack nft_ct nft_redir nft_fib_inet nft_socket, or a kernel with CONFIG_NF_TABLES_INET, \
@@ -49,6 +49,8 @@ fn rules(kernel: &KernelTrials, diagnosis: &mut Diagnosis) {
                        the first rule that was refused";
             let finding = Finding::new(KERNEL_RULES, Severity::Problem, what, fix);
             diagnosis.find(finding.seen(by("nftables"), nftables).seen(by("iptables"), iptables));
+            // There are no rules to tell anything by.
+            return;
         }
         (Err(nftables), Ok(())) => {
             let what = "the kernel takes the rules by iptables only";
@@ -59,8 +61,9 @@ fn rules(kernel: &KernelTrials, diagnosis: &mut Diagnosis) {
         // iptables is what is left where nftables fails: nobody misses it.
         (Ok(()), _) => {}
     }
-    let works = kernel.nftables.is_ok() || kernel.iptables.is_ok();
-    if let (true, Err(why)) = (works, &kernel.mark_guard) {
+    let what = "whether rules tell sockets by their cgroup";
+    let guard = diagnosis.peek(what, &[KERNEL_MARK_GUARD], kernel.mark_guard.as_ref());
+    if let Some(Err(why)) = guard {
         let what =
             "rules cannot tell sockets by their cgroup: the mark guard and the strategy `snat` will be off";
         let fix = "nf_tables has this from Linux 5.13 on, and on nodes that are containers from 6.11 on. Nothing has to be set: \

@@ -2,7 +2,7 @@
 
 use super::catalogue::{BRIDGE_NF, CONNTRACK, IP_FORWARD, LIMITS, NODE_LOCAL_DNS, RP_FILTER};
 use super::facts::{Facts, Limits};
-use super::{Diagnosis, Finding, Severity};
+use super::{Diagnosis, Finding, Severity, Unlooked};
 use crate::conflist::Primary;
 use std::collections::BTreeMap;
 
@@ -50,11 +50,21 @@ fn seen(finding: Finding, sysctls: &BTreeMap<String, String>, name: &str) -> Fin
 
 fn forwarding(sysctls: &BTreeMap<String, String>, diagnosis: &mut Diagnosis) {
     const V4: &str = "net.ipv4.ip_forward";
-    if number(sysctls, V4) == Some(0) {
-        let fix =
-            "sysctl -w net.ipv4.ip_forward=1, and put net.ipv4.ip_forward=1 into a file of /etc/sysctl.d";
-        let finding = Finding::new(IP_FORWARD, Severity::Problem, "the host does not forward IPv4", fix);
-        diagnosis.find(seen(finding, sysctls, V4));
+    match number(sysctls, V4) {
+        Some(1..) => {}
+        Some(0) => {
+            let fix =
+                "sysctl -w net.ipv4.ip_forward=1, and put net.ipv4.ip_forward=1 into a file of /etc/sysctl.d";
+            let finding = Finding::new(IP_FORWARD, Severity::Problem, "the host does not forward IPv4", fix);
+            diagnosis.find(seen(finding, sysctls, V4));
+        }
+        None => {
+            let unlooked = Unlooked::new(
+                format!("{V4} is not a number: {:?}", sysctls.get(V4)),
+                "say where the node's /proc is with --host-proc",
+            );
+            diagnosis.miss("whether the host forwards", &[IP_FORWARD], &unlooked);
+        }
     }
 }
 
@@ -62,9 +72,12 @@ fn conntrack(sysctls: &BTreeMap<String, String>, diagnosis: &mut Diagnosis) {
     const COUNT: &str = "net.netfilter.nf_conntrack_count";
     const MAX: &str = "net.netfilter.nf_conntrack_max";
     let (Some(count), Some(max @ 1..)) = (number(sysctls, COUNT), number(sysctls, MAX)) else { return };
-    if count >= max / 100 * NEARLY_FULL {
+    if count.saturating_mul(100) >= max.saturating_mul(NEARLY_FULL) {
         let what = "the host's connection tracking table is nearly full";
-        let fix = format!("sysctl -w {MAX}={}, and --conntrack-max-per-core of kube-proxy to match", max * 2);
+        let fix = format!(
+            "sysctl -w {MAX}={}, and --conntrack-max-per-core of kube-proxy to match",
+            max.saturating_mul(2)
+        );
         let finding = Finding::new(CONNTRACK, Severity::Warning, what, fix);
         diagnosis.find(seen(seen(finding, sysctls, COUNT), sysctls, MAX));
     }
@@ -87,11 +100,8 @@ fn reverse_path(sysctls: &BTreeMap<String, String>, diagnosis: &mut Diagnosis) {
     let of = |name: &str| name.trim_start_matches("net.ipv4.conf.").trim_end_matches(".rp_filter").to_owned();
     let all = number(sysctls, ALL).unwrap_or(0);
     let strict = |name: &str| all.max(number(sysctls, name).unwrap_or(0)) == 1;
-    let uplinks = ["eth0", "ens5", "ovn-k8s-mp0", "br-ex"];
-    let found: Vec<&String> = sysctls
-        .keys()
-        .filter(|name| is_own(name) && uplinks.contains(&of(name).as_str()) && strict(name))
-        .collect();
+    let found: Vec<&String> =
+        sysctls.keys().filter(|name| *name != ALL && is_own(name) && strict(name)).collect();
     let Some(first) = found.first() else { return };
     let what = format!("reverse path filtering is strict on {}", of(first));
     let fix = format!("sysctl -w {first}=2, and the same in a file of /etc/sysctl.d");
@@ -107,7 +117,8 @@ fn inotify(limits: &Limits, diagnosis: &mut Diagnosis) {
         Some(limit) => finding.seen(INSTANCES, limit.to_string()),
         None => finding,
     };
-    if let Some(Err(why)) = &limits.inotify_now {
+    let now = diagnosis.peek("whether inotify instances can be had", &[LIMITS], limits.inotify_now.as_ref());
+    if let Some(Err(why)) = now {
         let what = "no inotify instance can be had";
         let finding = Finding::new(LIMITS, Severity::Warning, what, fix).seen("inotify_init", why);
         diagnosis.find(shown(finding));

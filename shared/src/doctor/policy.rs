@@ -128,7 +128,12 @@ impl NetworkPolicy {
         format!("{}/{}", self.metadata.namespace, self.metadata.name)
     }
 
+    /// Rules of a direction that the policy is not about say nothing. The API server always writes down which it is about.
     fn rules(&self, direction: Direction) -> &[Rule] {
+        let types = &self.spec.policy_types;
+        if !types.is_empty() && !types.iter().any(|kind| kind.eq_ignore_ascii_case(direction.as_str())) {
+            return &[];
+        }
         match direction {
             Direction::Ingress => &self.spec.ingress,
             Direction::Egress => &self.spec.egress,
@@ -179,7 +184,7 @@ impl Rule {
 
     /// Whether it is about some TCP ports: rules for DNS over UDP are not about the mesh.
     fn names_tcp(&self) -> bool {
-        self.ports().iter().any(|port| port.is_tcp() && !port.is(53))
+        self.ports().iter().any(|port| port.is_tcp() && !port.is_dns())
     }
 
     fn passes_hbone(&self) -> bool {
@@ -201,6 +206,11 @@ impl Port {
                 port.as_u64().is_some_and(|first| (first..=self.end_port.unwrap_or(first)).contains(&number))
             }
         }
+    }
+
+    fn is_dns(&self) -> bool {
+        self.end_port.is_none_or(|last| last == 53)
+            && self.port.as_ref().is_some_and(|port| port.as_u64() == Some(53) || port == "dns-tcp")
     }
 
     fn in_words(&self) -> String {

@@ -1,5 +1,6 @@
 //! One question to the agent, and its answer.
 
+use sluice_agent::dial;
 use sluice_shared::admin::{AdminReply, AdminRequest};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -9,6 +10,8 @@ use std::time::Duration;
 
 /// How long the agent may take: longer than its own limit, so that it can say what it waited for.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long it may take until it accepts.
+const ACCEPTED_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer taken, in bytes: some thousand pods.
 const MAX_ANSWER: u64 = 64 * 1024 * 1024;
 
@@ -45,6 +48,9 @@ impl ClientError {
                  Look at the agent's pod and at the log of its last run (kubectl logs --previous).\n\
                  Captured pods stay captured meanwhile; new pods of namespaces in the mesh wait for the agent."
             }
+            io::ErrorKind::TimedOut => {
+                "The agent's process is there and hangs: look at its log, and at the node's (CPU, memory, disk)."
+            }
             _ => {
                 "Is this the node, or the agent's container on it? The socket exists only there, while the agent runs.\n\
                  Is the agent's pod running on this node? Does its `adminSocket` name another path (then: --socket PATH)?\n\
@@ -56,7 +62,7 @@ impl ClientError {
 
 /// Asks.
 pub fn ask(socket: &Path, request: &AdminRequest) -> Result<AdminReply, ClientError> {
-    let mut stream = UnixStream::connect(socket).map_err(ClientError::Connect)?;
+    let mut stream = dial::unix(socket, ACCEPTED_WITHIN).map_err(ClientError::Connect)?;
     let answer = exchange(&mut stream, request).map_err(ClientError::Transfer)?;
     serde_json::from_slice(&answer).map_err(ClientError::Malformed)
 }

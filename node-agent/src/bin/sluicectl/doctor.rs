@@ -4,7 +4,7 @@ use crate::client::{self, ClientError};
 use crate::{FAILED, Outcome, Output, json};
 use clap::Args;
 use sluice_agent::doctor::{ApiServer, Options, Root, gather, render};
-use sluice_agent::kernel::ThisKernel;
+use sluice_agent::kernel::{HostProc, ThisKernel};
 use sluice_shared::admin::{AdminReply, AdminRequest};
 use sluice_shared::contract::{RUN_DIR, STATE_DIR};
 use sluice_shared::doctor::{Agent, Report, Severity, diagnose};
@@ -58,6 +58,7 @@ pub fn examine(doctor: Doctor, socket: &Path, output: Output) -> Outcome {
         (None, false) => ApiServer::Unasked,
     };
     let agent = ask(socket, &root);
+    let kernel = ThisKernel { proc: HostProc::at(root.proc("")) };
     let options = Options {
         conf_dir: doctor.conf_dir,
         bin_dir: doctor.bin_dir,
@@ -69,7 +70,7 @@ pub fn examine(doctor: Doctor, socket: &Path, output: Output) -> Outcome {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let facts = match runtime {
-        Ok(runtime) => runtime.block_on(gather(&options, &ThisKernel, agent)),
+        Ok(runtime) => runtime.block_on(gather(&options, &kernel, agent)),
         Err(error) => {
             eprintln!("sluicectl: {error}");
             return Outcome { text: String::new(), code: FAILED };
@@ -91,10 +92,10 @@ fn code(report: &Report, complete: bool) -> u8 {
     }
 }
 
-/// The agent on its socket as it is seen from here, else below the node's root.
+/// The agent on its socket below the node's root, else as it is seen from here.
 fn ask(socket: &Path, root: &Root) -> Agent {
     let below = root.of(socket);
-    let seen = if socket.exists() { socket } else { below.as_path() };
+    let seen = if below.exists() || !socket.exists() { below.as_path() } else { socket };
     let place = socket.display().to_string();
     match client::ask(seen, &AdminRequest::Status) {
         Ok(AdminReply::Status(status)) => Agent::Answers(Box::new(status)),

@@ -66,27 +66,46 @@ struct Info {
 
 /// Lists them.
 pub(in crate::kernel) fn look() -> Look<BpfFacts> {
-    let unlooked = |error: io::Error| {
-        let how = "run it as root with CAP_SYS_ADMIN (or CAP_BPF), on a kernel with CONFIG_BPF_SYSCALL";
-        Unlooked::new(format!("the kernel does not list BPF programs: {error}"), how)
-    };
-    let mut facts = BpfFacts { sock_ops: Some(sock_ops()), programs: Vec::new() };
+    let mut facts = BpfFacts { sock_ops: None, programs: Vec::new() };
     let mut last = 0;
     while facts.programs.len() < MAX_PROGRAMS {
         let mut ask = ById { id: last, ..ById::default() };
         match bpf(BPF_PROG_GET_NEXT_ID, &mut ask) {
             Ok(_) => last = ask.next,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(facts),
-            Err(error) => return Err(unlooked(error)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) && !is_confined() => {
+                // Nobody else's either.
+                facts.sock_ops = Some(Err("this kernel has no bpf(2)".to_owned()));
+                return Ok(facts);
+            }
+            Err(error) => return Err(unlooked(&error)),
         }
         match program(last) {
             Ok(program) => facts.programs.push(program),
             // It was unloaded meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            Err(error) => return Err(unlooked(error)),
+            Err(error) => return Err(unlooked(&error)),
         }
     }
+    facts.sock_ops = Some(sock_ops());
     Ok(facts)
+}
+
+fn unlooked(error: &io::Error) -> Unlooked {
+    let how = if is_confined() {
+        "run it as root with CAP_SYS_ADMIN and without a seccomp profile, as kubectl debug --profile=sysadmin does: that of this \
+         container may be what forbids bpf(2)"
+    } else {
+        "run it as root with CAP_SYS_ADMIN"
+    };
+    Unlooked::new(format!("the kernel does not list BPF programs: {error}"), how)
+}
+
+/// Whether a seccomp filter decides which system calls this process may make (proc_pid_status(5)): it may say that there is
+/// no such call.
+fn is_confined() -> bool {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    status.lines().any(|line| line.strip_prefix("Seccomp:").is_some_and(|mode| mode.trim() == "2"))
 }
 
 fn program(id: u32) -> io::Result<BpfProgram> {

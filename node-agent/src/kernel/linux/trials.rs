@@ -2,8 +2,8 @@
 
 use super::netns::OWN_NETNS;
 use super::scratch::scratch;
-use super::{LinuxKernel, carry_out};
-use crate::kernel::KernelError;
+use super::{LinuxKernel, carry_out, cgroup};
+use crate::kernel::{HostProc, KernelError};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::utsname::uname;
 use sluice_shared::contract::{PROBE_SOURCE_V4, PROBE_SOURCE_V6};
@@ -20,13 +20,13 @@ use std::path::Path;
 const IPV6_TRANSPARENT: libc::c_int = 75;
 
 /// Tries everything. What cannot be tried for want of rights is no fault of the kernel's.
-pub(in crate::kernel) fn run() -> Look<KernelTrials> {
+pub(in crate::kernel) fn run(proc: &HostProc) -> Look<KernelTrials> {
     let failed = |error: KernelError| {
         let how = "run it as root with CAP_SYS_ADMIN and CAP_NET_ADMIN: on the node, in the container agent, or with kubectl debug \
                    --profile=sysadmin";
         Unlooked::new(error.to_string(), how)
     };
-    let kernel = LinuxKernel::new(Path::new(OWN_NETNS)).map_err(failed)?;
+    let kernel = LinuxKernel::new(Path::new(OWN_NETNS)).map_err(failed)?.with_host_proc(proc.clone());
     // Whoever may do nothing in a namespace of its own would hear a refusal of everything.
     scratch(|| carry_out(&[KernelOp::LoopbackUp], kernel.means(None))).map_err(failed)?;
     let nftables = by(&kernel, Backend::Nftables, &plan(true));
@@ -36,14 +36,18 @@ pub(in crate::kernel) fn run() -> Look<KernelTrials> {
         Ok(()) => Err("not tried: nftables works".to_owned()),
         Err(_) => by(&kernel, Backend::Iptables, &plan(true)),
     };
-    let backend = if nftables.is_ok() { Backend::Nftables } else { Backend::Iptables };
-    let mark_guard = kernel.guard_works(backend, &plan(nftables_v4 != Some(Ok(()))));
+    let (backend, ipv6) = match (&nftables, &iptables, &nftables_v4) {
+        (Ok(()), ..) => (Backend::Nftables, true),
+        (Err(_), Err(_), Some(Ok(()))) => (Backend::Nftables, false),
+        (Err(_), ..) => (Backend::Iptables, true),
+    };
+    let mark_guard = guard(&kernel, proc, backend, &plan(ipv6));
     Ok(KernelTrials {
         release: uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default(),
         nftables,
         iptables,
         nftables_v4,
-        mark_guard: mark_guard.map_err(|error| error.to_string()),
+        mark_guard,
         transparent_v4: transparent(AddressFamily::Inet, libc::SOL_IP, libc::IP_TRANSPARENT),
         transparent_v6: transparent(AddressFamily::Inet6, libc::SOL_IPV6, IPV6_TRANSPARENT),
     })
@@ -68,6 +72,15 @@ fn by(kernel: &LinuxKernel, backend: Backend, plan: &RedirectPlan) -> Trial {
         Err(KernelError::Call { detail, .. }) if !detail.is_empty() => Err(detail),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Whether rules find sockets by their cgroup. That this process cannot name its own says nothing of the rules.
+fn guard(kernel: &LinuxKernel, proc: &HostProc, backend: Backend, plan: &RedirectPlan) -> Look<Trial> {
+    scratch(|| cgroup::own(proc).map(drop)).map_err(|error| {
+        let how = "run it on the node, or with the host's /proc and its /sys/fs/cgroup as the agent's container has them";
+        Unlooked::new(error.to_string(), how)
+    })?;
+    Ok(kernel.guard_works(backend, plan).map_err(|error| error.to_string()))
 }
 
 /// Makes a socket transparent, in a namespace of its own.

@@ -123,10 +123,15 @@ fn the_plugin_s_file() {
     assert!(gone.evidence.iter().any(|seen| seen.place == "/etc/cni/net.d/10-kindnet.conflist"), "{gone:?}");
     let mode = the(&node(|facts| facts.plugin.as_mut().unwrap().mode = Some(0o100_644)), "plugin-file");
     assert_eq!(mode.evidence[0].value, "mode 0644");
+    let directory = the(&node(|facts| facts.plugin.as_mut().unwrap().mode = Some(0o040_755)), "plugin-file");
+    assert_eq!(directory.severity, Severity::Problem);
+    assert!(directory.what.contains("is no file"), "{directory:?}");
     let stale = node(|facts| facts.plugin.as_mut().unwrap().current = Some(false));
     assert_eq!(found(&stale), [("plugin-stale", Severity::Warning)]);
     let unknown = node(|facts| facts.plugin.as_mut().unwrap().current = None);
     assert_eq!(found(&unknown), []);
+    assert!(!diagnose(&unknown).passed.contains(&"plugin-stale"), "nothing was compared");
+    assert_eq!(diagnose(&unknown).worst(false), None, "and nobody has asked for it");
 }
 
 #[test]

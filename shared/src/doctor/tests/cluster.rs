@@ -166,7 +166,7 @@ fn policies_that_leave_out_the_mesh_s_port() {
     };
     let hbone = json!([{"ports": [{"port": 8080}, {"port": 15008}]}]);
     let peers = json!([{"podSelector": {"matchLabels": {"app": "front"}}}]);
-    let fine: [(&str, Vec<Value>); 11] = [
+    let fine: [(&str, Vec<Value>); 12] = [
         ("it names 15008", vec![with(&web, "ingress", hbone)]),
         (
             "a range has it",
@@ -175,6 +175,7 @@ fn policies_that_leave_out_the_mesh_s_port() {
         ("all ports", vec![with(&web, "ingress", json!([{"from": peers}]))]),
         ("all of TCP", vec![with(&web, "ingress", json!([{"ports": [{"protocol": "TCP"}]}]))]),
         ("deny everything means it", vec![with(&web, "ingress", json!([]))]),
+        ("rules of a direction that it is not about", vec![with(&web, "policyTypes", json!(["Egress"]))]),
         ("UDP only", vec![with(&web, "ingress", json!([{"ports": [{"protocol": "UDP", "port": 514}]}]))]),
         (
             "DNS",
@@ -210,8 +211,12 @@ fn policies_that_leave_out_the_mesh_s_port() {
     for (why, specs) in fine {
         assert_eq!(found(&policies("shop", &specs)), [], "{why}");
     }
-    let blocking: [(&str, Vec<Value>); 6] = [
+    let blocking: [(&str, Vec<Value>); 7] = [
         ("one port", vec![web.clone()]),
+        (
+            "a range with port 53 in it",
+            vec![with(&web, "ingress", json!([{"ports": [{"port": 1, "endPort": 10000}]}]))],
+        ),
         ("a port by name", vec![with(&web, "ingress", json!([{"ports": [{"port": "http"}]}]))]),
         (
             "15008 over UDP",

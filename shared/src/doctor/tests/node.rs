@@ -28,10 +28,23 @@ fn backends() {
     assert_eq!(found(&old), [("kernel-rules", Note)]);
     let without_v6 = kernel(|kernel| (kernel.nftables, kernel.nftables_v4) = (refused(), Some(Ok(()))));
     assert_eq!(found(&without_v6), [("kernel-ipv6", Problem)]);
-    let guard = kernel(|kernel| kernel.mark_guard = refused());
+    let by_iptables = kernel(|kernel| {
+        (kernel.nftables, kernel.nftables_v4, kernel.iptables) = (refused(), Some(Ok(())), Ok(()));
+    });
+    assert_eq!(found(&by_iptables), [("kernel-rules", Note)], "iptables takes IPv6, too");
+    let guard = kernel(|kernel| kernel.mark_guard = Ok(refused()));
     assert_eq!(found(&guard), [("kernel-mark-guard", Warning)]);
     let sockets = kernel(|kernel| (kernel.transparent_v4, kernel.transparent_v6) = (refused(), refused()));
     assert_eq!(found(&sockets), [("kernel-transparent", Problem), ("kernel-transparent", Warning)]);
+}
+
+#[test]
+fn a_guard_that_could_not_be_tried_is_not_refused() {
+    let away = Unlooked::new("enter the host's cgroup namespace: EPERM", "run it on the node");
+    let report = diagnose(&kernel(|kernel| kernel.mark_guard = Err(away)));
+    assert_eq!(report.findings, []);
+    assert!(!report.passed.contains(&"kernel-mark-guard"), "{report:#?}");
+    assert_eq!(report.worst(false), Some(Severity::Warning));
 }
 
 #[test]
@@ -67,6 +80,12 @@ fn sysctls() {
     use Severity::{Problem, Warning};
     assert_eq!(found(&sysctl("net.ipv4.ip_forward", "0")), [("ip-forward", Problem)]);
     assert_eq!(found(&sysctl("net.netfilter.nf_conntrack_count", "250000")), [("conntrack", Warning)]);
+    let small = node(|facts| {
+        let sysctls = facts.sysctls.as_mut().unwrap();
+        sysctls.insert("net.netfilter.nf_conntrack_max".to_owned(), "99".to_owned());
+        sysctls.insert("net.netfilter.nf_conntrack_count".to_owned(), "1".to_owned());
+    });
+    assert_eq!(found(&small), [], "a hundredth is not nine tenths");
     assert_eq!(found(&sysctl("net.ipv4.conf.all.rp_filter", "1")), [], "kindnet does not mind");
 }
 
@@ -110,7 +129,7 @@ fn inotify_and_the_node_s_dns() {
     let few = node(|facts| facts.limits.as_mut().unwrap().inotify_instances = Some(128));
     assert_eq!(found(&few), [("limits", Severity::Note)]);
     let none = node(|facts| {
-        facts.limits.as_mut().unwrap().inotify_now = Some(Err("Too many open files".to_owned()));
+        facts.limits.as_mut().unwrap().inotify_now = Ok(Err("Too many open files".to_owned()));
     });
     assert_eq!(found(&none), [("limits", Severity::Warning)]);
     let dns = node(|facts| {
