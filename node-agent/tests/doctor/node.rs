@@ -98,7 +98,7 @@ impl Examiner for FakeKernel {
     }
 
     fn bpf(&self) -> Look<BpfFacts> {
-        Ok(BpfFacts { sock_ops: Some(Ok(())), programs: self.programs.clone() })
+        Ok(BpfFacts { cookies: Ok(()), programs: self.programs.clone() })
     }
 
     fn inotify(&self) -> Look<Trial> {

@@ -1,8 +1,11 @@
 //! What `sluicectl doctor` tries of the kernel, and that nothing of it is left.
 
 use crate::child;
-use crate::fixture::Ns;
-use sluice_agent::kernel::{Examiner, HostProc, ThisKernel};
+use crate::fixture::{Ns, kernel};
+use crate::packets::TestCgroups;
+use sluice_agent::kernel::linux::cgroup;
+use sluice_agent::kernel::{Examiner, HostProc, Kernel, ThisKernel};
+use std::collections::BTreeSet;
 
 pub const TESTS: &[(&str, fn())] = &[
     ("a_doctor_tries_the_whole_plan_and_leaves_nothing", leaves_nothing),
@@ -37,9 +40,20 @@ fn leaves_nothing() {
 }
 
 fn sees_programs() {
-    let facts = this_kernel().bpf().expect("root may list programs");
-    assert_eq!(facts.sock_ops, Some(Ok(())));
-    assert!(facts.programs.iter().all(|program| program.id > 0 && program.kind > 0), "{facts:?}");
+    const COOKIES: &str = "sluice_cookie";
+    let tree = TestCgroups::new("doctor-programs");
+    let kubelet = cgroup::at_path(&HostProc::default(), &tree.path("ztunnel")).expect("the cgroup is there");
+    let kernel = kernel();
+    let ids = || -> BTreeSet<u32> {
+        let facts = this_kernel().bpf().expect("root may list programs");
+        assert_eq!(facts.cookies, Ok(()));
+        let sock_ops = facts.programs.iter().filter(|program| program.kind == 13 && program.name == COOKIES);
+        sock_ops.map(|program| program.id).collect()
+    };
+    let before = ids();
+    kernel.attach_cookies(&kubelet).expect("attach");
+    assert!(!ids().is_subset(&before), "a program that is there is seen");
+    kernel.detach_cookies(&kubelet).expect("detach");
 }
 
 fn without_rights() {

@@ -73,7 +73,7 @@ checks! {
         "Where pods do not live in a cgroup v2 hierarchy, ztunnel's and the kubelet's sockets cannot be told from others': \
          the mark guard is off, and probes pass by their source address.";
     BPF = "bpf",
-        "A strategy for probes that needs no rule on the host (`cookie`) marks the kubelet's connections by a BPF program.";
+        "The strategy `cookie` for probes, which needs no rule on the host, marks the kubelet's connections by a BPF program.";
     LIMITS = "limits",
         "The installer watches the configuration directory by inotify, whose instances are counted for all of root's processes on \
          the node. When there are none left it looks once in a while only.";

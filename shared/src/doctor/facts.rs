@@ -102,10 +102,10 @@ pub struct KernelTrials {
 }
 
 /// The BPF programs of the node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct BpfFacts {
-    /// Whether a program of the kind `sock_ops` can be loaded.
-    pub sock_ops: Option<Trial>,
+    /// Whether the kernel takes the program of the probe strategy `cookie`.
+    pub cookies: Trial,
     /// The programs that are loaded.
     pub programs: Vec<BpfProgram>,
 }

@@ -22,11 +22,11 @@ pub(super) fn check(facts: &Facts, diagnosis: &mut Diagnosis) {
         cgroup(tree, diagnosis);
     }
     host_rules(facts, diagnosis);
-    if let Some(BpfFacts { sock_ops: Some(Err(why)), .. }) =
+    if let Some(BpfFacts { cookies: Err(why), .. }) =
         diagnosis.look("the node's BPF programs", &[BPF], facts.bpf.as_ref())
     {
-        let what = "the kernel loads no BPF program of the kind sock_ops";
-        let fix = "Nothing, unless `probes: cookie` is wanted: that takes CONFIG_CGROUP_BPF, and CAP_BPF or CAP_SYS_ADMIN";
+        let what = "the kernel does not take the BPF program of the probe strategy `cookie`";
+        let fix = "Nothing, unless `probes: cookie` is wanted: that takes Linux 5.10 with CONFIG_CGROUP_BPF, and CAP_SYS_ADMIN";
         diagnosis.find(Finding::new(BPF, Severity::Note, what, fix).seen("the kernel", why));
     }
 }
@@ -115,8 +115,8 @@ fn cgroup(tree: &CgroupTree, diagnosis: &mut Diagnosis) {
 
 /// The host's own namespace is never tried: what refuses is looked for, and the agent is asked what it met.
 fn host_rules(facts: &Facts, diagnosis: &mut Diagnosis) {
-    let fix = "`probes: source` in the agent's configuration (chart: config.probes=source), which is what `auto` falls back to: \
-               nothing else of Sluice needs rules on the host. AKS installs the block with eBPF host routing";
+    let fix = "`probes: source` in the agent's configuration (chart: config.probes=source), which is what `auto` falls back to, or \
+               `probes: cookie`: nothing else of Sluice needs rules on the host. AKS installs the block with eBPF host routing";
     let told = facts.answer().filter(|status| status.probes.because.contains("Operation not permitted"));
     let finding = |what: &str| Finding::new(HOST_RULES, Severity::Warning, what, fix);
     if let Some(status) = told {

@@ -48,8 +48,8 @@ pub(super) fn check(facts: &Facts, diagnosis: &mut Diagnosis) {
         let what =
             "OVN-Kubernetes is the primary CNI; whether it routes pods' traffic by the host is not known";
         let fix = "kubectl patch network.operator.openshift.io cluster --type merge -p '{\"spec\":{\"defaultNetwork\":\
-                   {\"ovnKubernetesConfig\":{\"gatewayConfig\":{\"routingViaHost\":true}}}}}', or probes: source in the \
-                   agent's configuration. A masquerade network that contains 169.254.7.127 needs another `probeSourceV4`";
+                   {\"ovnKubernetesConfig\":{\"gatewayConfig\":{\"routingViaHost\":true}}}}}', or probes: source or \
+                   cookie in the agent's configuration. A masquerade network that contains 169.254.7.127 needs another `probeSourceV4`";
         let finding = Finding::new(OVN_GATEWAY, Severity::Warning, what, fix);
         diagnosis.find(finding.seen_in(format!("{}/{}", cni.path, found.name), found.text, OVN));
     }
@@ -82,7 +82,7 @@ fn cilium(facts: &Facts, diagnosis: &mut Diagnosis) {
     let strategy = facts.answer().map(|status| status.probes.chosen.as_str());
     if host_routing && strategy.is_none_or(|strategy| strategy == "snat") {
         let what = "Cilium routes answers to probes by BPF, past the host's routing table";
-        let fix = "Set `probes: source` in the agent's configuration (chart: config.probes=source), or let the host route: helm \
+        let fix = "Set `probes: source` or `cookie` in the agent's configuration (chart: config.probes=source), or let the host route: helm \
                    upgrade cilium cilium/cilium -n kube-system --reuse-values --set bpf.hostLegacyRouting=true";
         let finding = ["kube-proxy-replacement", "enable-bpf-masquerade", "enable-host-legacy-routing"]
             .iter()

@@ -3,7 +3,7 @@
 //! It is attached without a link and pinned nowhere: it stays on the cgroup when the agent ends, and goes when the cgroup
 //! does. Whoever comes next finds it there by its name, and with it the map and every cookie that is given out.
 
-use super::bpf::{Map, Program, attached};
+use super::bpf::{BPF_PROG_TYPE_SOCK_OPS, Map, Program, attached};
 use super::cgroup;
 use crate::kernel::{Attached, HostProc, KernelError};
 use sluice_shared::cookie::{self, Cookie, KEY_BYTES, MAX_ADDRESSES, OPTION_BYTES};
@@ -112,6 +112,12 @@ impl Stamp {
     }
 }
 
+/// Whether the kernel takes the program. It is let go of at once, and attached to nothing.
+pub(super) fn try_program() -> Result<(), KernelError> {
+    let map = Cookies::create(MAP, MAX_ADDRESSES)?;
+    Program::load(PROGRAM, &cookie::program(map.number())).map(drop)
+}
+
 /// A cookie that nobody can guess.
 pub(super) fn random() -> Result<Cookie, KernelError> {
     let mut secret = [0; 8];
@@ -129,7 +135,7 @@ fn former_run(there: &[u32]) -> Option<Program> {
     let ours = |id: &u32| {
         let program = Program::by_id(*id).ok()?;
         let info = program.info().ok()?;
-        (info.is_sock_ops && info.name == PROGRAM).then_some(program)
+        (info.kind == BPF_PROG_TYPE_SOCK_OPS && info.name == PROGRAM).then_some(program)
     };
     there.iter().find_map(ours)
 }

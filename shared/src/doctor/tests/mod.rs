@@ -129,7 +129,7 @@ fn healthy() -> Facts {
             transparent_v4: Ok(()),
             transparent_v6: Ok(()),
         }),
-        bpf: Ok(BpfFacts { sock_ops: Some(Ok(())), programs: Vec::new() }),
+        bpf: Ok(BpfFacts { cookies: Ok(()), programs: Vec::new() }),
         sysctls: Ok(sysctls.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
         interfaces: Ok(["lo", "eth0"].map(str::to_owned).into()),
         cgroup: Ok(CgroupTree::Unified("/sys/fs/cgroup".to_owned())),

@@ -53,7 +53,7 @@ fn cgroups_and_bpf() {
     assert_eq!(found(&tree(CgroupTree::Absent)), [("cgroup-v2", Severity::Warning)]);
     let hybrid = tree(CgroupTree::Hybrid("/sys/fs/cgroup/unified".to_owned()));
     assert_eq!(found(&hybrid), [("cgroup-v2", Severity::Note)]);
-    let bpf = node(|facts| facts.bpf.as_mut().unwrap().sock_ops = Some(refused()));
+    let bpf = node(|facts| facts.bpf.as_mut().unwrap().cookies = refused());
     assert_eq!(found(&bpf), [("bpf", Severity::Note)]);
 }
 

@@ -12,6 +12,7 @@ pub(super) const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 pub(super) const BPF_PROG_LOAD: u32 = 5;
 pub(super) const BPF_PROG_ATTACH: u32 = 8;
 pub(super) const BPF_PROG_DETACH: u32 = 9;
+pub(super) const BPF_PROG_GET_NEXT_ID: u32 = 11;
 pub(super) const BPF_PROG_GET_FD_BY_ID: u32 = 13;
 pub(super) const BPF_MAP_GET_FD_BY_ID: u32 = 14;
 pub(super) const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;

@@ -1,4 +1,4 @@
-//! bpf(2), as far as one map and one program on a cgroup need it.
+//! bpf(2), as far as one map and one program on a cgroup need it, and a look at the programs of others.
 
 mod call;
 
@@ -6,15 +6,16 @@ use crate::kernel::KernelError;
 use call::{
     AskInfo, Attach, BPF_MAP_CREATE, BPF_MAP_DELETE_ELEM, BPF_MAP_GET_FD_BY_ID, BPF_MAP_GET_NEXT_KEY,
     BPF_MAP_LOOKUP_ELEM, BPF_MAP_UPDATE_ELEM, BPF_OBJ_GET_INFO_BY_FD, BPF_PROG_ATTACH, BPF_PROG_DETACH,
-    BPF_PROG_GET_FD_BY_ID, BPF_PROG_LOAD, BPF_PROG_QUERY, ById, CreateMap, Element, LoadProgram, NAME_BYTES,
-    Query, RawMapInfo, RawProgramInfo, bpf, descriptor,
+    BPF_PROG_GET_FD_BY_ID, BPF_PROG_GET_NEXT_ID, BPF_PROG_LOAD, BPF_PROG_QUERY, ById, CreateMap, Element,
+    LoadProgram, NAME_BYTES, Query, RawMapInfo, RawProgramInfo, bpf, descriptor,
 };
 use sluice_shared::cookie::Slot;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
-const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
+/// A program for the sockets of a cgroup.
+pub(super) const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
 /// Elements take memory when they come, not before.
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -46,7 +47,8 @@ pub(super) struct ProgramInfo {
     pub id: u32,
     pub name: String,
     pub maps: Vec<u32>,
-    pub is_sock_ops: bool,
+    /// `enum bpf_prog_type`
+    pub kind: u32,
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {
@@ -225,12 +227,7 @@ impl Program {
         };
         ask_info(self.0.as_fd(), &mut info).map_err(|error| failed("ask about a BPF program", error))?;
         let count = (info.map_count as usize).min(maps.len());
-        Ok(ProgramInfo {
-            id: info.id,
-            name: text(&info.name),
-            maps: maps[..count].to_vec(),
-            is_sock_ops: info.kind == BPF_PROG_TYPE_SOCK_OPS,
-        })
+        Ok(ProgramInfo { id: info.id, name: text(&info.name), maps: maps[..count].to_vec(), kind: info.kind })
     }
 
     /// Attaches it to a cgroup, beside what others have there, or in the place of a program of ours: with no moment in
@@ -268,6 +265,16 @@ impl Program {
             kind: BPF_CGROUP_SOCK_OPS,
             ..Attach::default()
         }
+    }
+}
+
+/// The next of the ids of all programs in the kernel; `None` after the last.
+pub(super) fn program_after(id: u32) -> Result<Option<u32>, KernelError> {
+    let mut ask = ById { id, ..ById::default() };
+    match bpf(BPF_PROG_GET_NEXT_ID, &mut ask) {
+        Ok(_) => Ok(Some(ask.next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(failed("list BPF programs", error)),
     }
 }
 
