@@ -28,8 +28,6 @@ pub struct Keeper<'a, D> {
     pace: Pace,
     /// The directory as we last saw it or left it, and its files' stamps: also who writes the same again has written.
     left: Option<(Directory, Vec<Stamp>)>,
-    /// What we wrote last.
-    last: Vec<Step>,
     /// Why our last write failed.
     failure: Option<String>,
     /// Something may be left of a write that was broken off; and why it was left at the last try.
@@ -72,7 +70,6 @@ impl<'a, D: Disk> Keeper<'a, D> {
             entry: wanted.entry.entry(),
             pace: Pace::default(),
             left: None,
-            last: Vec::new(),
             failure: None,
             unsettled: Some(String::new()),
             was_chained: false,
@@ -132,7 +129,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             let (state, message) = self.reached(outcome);
             return Ok((state, message, LOOK));
         }
-        let earliest = self.pace.earliest(steps == self.last);
+        let earliest = self.pace.earliest();
         // What must not outlive the primary's file goes at once.
         let urgent = steps.iter().all(|step| matches!(step, Step::RemoveOwned { .. }));
         if now < earliest && !urgent {
@@ -220,14 +217,14 @@ impl<'a, D: Disk> Keeper<'a, D> {
                 Ok(Change::Made) => self.state.writes += 1,
                 Ok(Change::Overtaken) => {
                     if number > 0 {
-                        self.pace.wrote(now, false);
+                        self.pace.wrote(now);
                     }
                     self.pace.overtaken(now);
                     self.left = None;
                     return Ok(());
                 }
                 Err(e) => {
-                    self.pace.wrote(now, steps == self.last);
+                    self.pace.wrote(now);
                     self.unsettled.get_or_insert_default();
                     let failure = format!("cannot write to {}: {e}", dir.display());
                     self.failure = Some(failure.clone());
@@ -235,9 +232,8 @@ impl<'a, D: Disk> Keeper<'a, D> {
                 }
             }
         }
-        self.pace.wrote(now, steps == self.last);
+        self.pace.wrote(now);
         self.failure = None;
-        self.last = steps.to_vec();
         let after = directory.after(steps);
         self.state.repairs += u64::from(repaired);
         self.was_chained = after.has_us();
@@ -272,7 +268,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             return format!("{path} is an old one and cannot be replaced: {e}");
         }
         let steps = leave(directory);
-        if steps.is_empty() || now < self.pace.earliest(false) {
+        if steps.is_empty() || now < self.pace.earliest() {
             return format!("{path} cannot be written: {e}");
         }
         match self.write(directory, &steps, &Err(String::new()), now) {

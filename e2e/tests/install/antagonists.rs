@@ -117,21 +117,84 @@ pub fn exclusive(conf: PathBuf) -> Antagonist {
     })
 }
 
-/// Multus' generator: follows the primary's file with one of its own that has the primary's text in it.
-pub fn multus(conf: PathBuf, primary: &'static str) -> Antagonist {
-    let mut last = String::new();
-    Antagonist::start(Duration::from_millis(10), move || {
-        let Ok(text) = fs::read_to_string(conf.join(primary)) else { return Ok(false) };
-        let Ok(delegate) = serde_json::from_str::<serde_json::Value>(&text) else { return Ok(false) };
-        if text == last {
-            return Ok(false);
+/// Which Multus: the thin one has the primary's list in its own file, the thick one's shim names the primary's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Multus {
+    Thin,
+    Thick,
+}
+
+impl Multus {
+    /// `00-multus.conf` as its entrypoint, or its daemon, makes it of the primary's file.
+    fn config(self, primary: &str, delegate: &serde_json::Value) -> serde_json::Value {
+        match self {
+            Self::Thin => serde_json::json!({
+                "cniVersion": "0.3.1", "name": "multus-cni-network", "type": "multus",
+                "capabilities": {"portMappings": true},
+                "kubeconfig": "/etc/cni/net.d/multus.d/multus.kubeconfig", "delegates": [delegate]
+            }),
+            Self::Thick => serde_json::json!({
+                "capabilities": {"portMappings": true}, "cniVersion": "0.3.1", "logLevel": "verbose",
+                "logToStderr": true, "name": "multus-cni-network",
+                "clusterNetwork": format!("/host/etc/cni/net.d/{primary}"), "type": "multus-shim"
+            }),
         }
-        let own = serde_json::json!({
-            "cniVersion": "1.0.0", "name": "multus-cni-network", "type": "multus", "delegates": [delegate]
-        });
-        in_place(&conf.join("00-multus.conf"), &own.to_string(), Duration::ZERO, 0o600)?;
-        last = text;
-        Ok(true)
+    }
+
+    /// Its generator: follows the primary's file, and removes its own while that is gone (`readinessindicatorfile`).
+    pub fn start(self, conf: PathBuf, primary: &'static str) -> Antagonist {
+        let (own, mut last) = (conf.join("00-multus.conf"), String::new());
+        Antagonist::start(Duration::from_millis(10), move || {
+            let Ok(text) = fs::read_to_string(conf.join(primary)) else {
+                last.clear();
+                return Ok(fs::remove_file(&own).is_ok());
+            };
+            let Ok(delegate) = serde_json::from_str(&text) else { return Ok(false) };
+            if text == last {
+                return Ok(false);
+            }
+            let config = self.config(primary, &delegate).to_string();
+            in_place(&own, &config, Duration::ZERO, 0o600)?;
+            last = text;
+            Ok(true)
+        })
+    }
+}
+
+/// cilium-agent that chains behind another primary: the first list of that network that is not its own is copied, with
+/// its entry appended; exclusive or not.
+pub fn chaining_cilium(conf: PathBuf, exclusive: bool) -> Antagonist {
+    let own = conf.join("05-cilium.conflist");
+    Antagonist::start(Duration::from_millis(10), move || {
+        let mut lists: Vec<_> = fs::read_dir(&conf)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        lists.sort();
+        lists.retain(|path| *path != own && path.is_file());
+        let mut acted = false;
+        for list in &mut lists {
+            if exclusive
+                && list.extension().is_some_and(|end| ["conf", "conflist"].iter().any(|known| *known == end))
+            {
+                let parked = PathBuf::from(format!("{}.cilium_bak", list.display()));
+                acted |= fs::rename(&*list, &parked).is_ok();
+                *list = parked;
+            }
+        }
+        lists.retain(|path| path.display().to_string().contains(".conflist"));
+        let read = |path: &PathBuf| serde_json::from_str(&fs::read_to_string(path).ok()?).ok();
+        let mut bases =
+            lists.iter().filter_map(read).filter(|list: &serde_json::Value| list["name"] == "aws-cni");
+        let Some(mut list) = bases.next() else { return Ok(acted) };
+        let Some(plugins) = list["plugins"].as_array_mut() else { return Ok(acted) };
+        plugins.retain(|plugin| plugin["type"] != "cilium-cni");
+        plugins.push(
+            serde_json::json!({"type": "cilium-cni", "chaining-mode": "aws-cni", "enable-debug": false}),
+        );
+        let text = serde_json::to_string_pretty(&list)?;
+        if fs::read_to_string(&own).unwrap_or_default() != text {
+            by_rename(&own, &text, 0o644)?;
+            acted = true;
+        }
+        Ok(acted)
     })
 }
 

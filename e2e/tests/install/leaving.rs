@@ -4,7 +4,8 @@
 use crate::Check;
 use crate::antagonists::{Antagonist, OVN, aws, by_rename, in_place};
 use crate::libcni::Libcni;
-use crate::node::{Node, PATIENCE};
+use crate::node::{Node, PATIENCE, same};
+use crate::obstacles::{fill, tmpfs};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use sluice_e2e::lab::process::binary;
@@ -13,7 +14,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub const CHECKS: [Check; 6] = [
     ("SIGTERM: everything stays without an intent, or when the intent is to stay", stays),
@@ -22,7 +23,10 @@ pub const CHECKS: [Check; 6] = [
         "remove beside a running installer is done once and for all, and a new installer installs again",
         beside,
     ),
-    ("50 uninstalls at 50 moments, with SIGKILL of either program, while the primary writes", fifty),
+    (
+        "50 uninstalls at random moments, with SIGKILL of either program, a full disk, a primary that writes",
+        fifty,
+    ),
     ("a file that is half written is waited for", half_written),
     (
         "what an uninstall leaves behind: DEL succeeds, the plugin stays while a cached attachment names it",
@@ -85,57 +89,145 @@ fn beside(parent: &Path, name: &str) -> Result<String> {
     Ok("removed, idle, installed anew, removed".to_owned())
 }
 
-fn fifty(parent: &Path, name: &str) -> Result<String> {
-    let (mut killed, mut cut) = (0, 0);
-    for round in 0..50_u64 {
-        let single = round % 5 == 1;
-        let file = if single { "10-ovn-kubernetes.conf" } else { FILE };
-        let text = move |generation: u64| {
-            if single { OVN.replace("\"4\"", &format!("\"{generation}\"")) } else { aws(generation) }
+/// A random walk that can be walked again: xorshift64*.
+struct Dice(u64);
+
+impl Dice {
+    /// From `SLUICE_SEED`, else from the clock.
+    fn new() -> Result<Self> {
+        let seed = match std::env::var("SLUICE_SEED") {
+            Ok(seed) => seed.parse().context("SLUICE_SEED is no number")?,
+            Err(_) => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos() % (1 << 48))?,
         };
-        let options: &[&str] = match round % 5 {
-            2 => &["--way=owned"],
-            3 => &["--runtime=containerd://2.1.0"],
-            _ => &[],
-        };
-        let mut node =
-            Node::new(parent, &format!("{name}-{round}"), &[(file, &text(0), 0o600)])?.options(options);
-        let path = node.conf().join(file);
-        node.start()?;
-        let mut generation = 0;
-        let primary = Antagonist::start(Duration::from_millis(40), move || {
-            generation += 1;
-            match generation % 2 {
-                0 => by_rename(&path, &text(generation), 0o600)?,
-                _ => in_place(&path, &text(generation), Duration::from_millis(2), 0o600)?,
-            }
-            Ok(true)
-        });
-        // A moment that is another one in each round, from before the first write to after the second.
-        std::thread::sleep(Duration::from_micros(round * round * 577 % 1_300_000));
-        if round % 2 == 0 {
-            node.end(Signal::SIGKILL)?;
-            killed += 1;
-        }
-        if round % 3 == 0 {
-            let mut remove = node.command("remove", &[])?.stderr(Stdio::null()).spawn()?;
-            std::thread::sleep(Duration::from_micros(round * 131 % 9000));
-            remove.kill()?;
-            remove.wait()?;
-            cut += 1;
-        }
-        let last = primary.end()?;
-        node.remove().with_context(|| format!("round {round}"))?;
-        // The primary's last word, and nothing else.
-        let is = fs::read_to_string(node.conf().join(file))?;
-        let should = if single { OVN.replace("\"4\"", &format!("\"{last}\"")) } else { aws(last) };
-        ensure!(last == 0 || is == should, "round {round}: {is}\nis not\n{should}; {}", node.log());
-        let names: Vec<_> = node.snapshot()?.into_keys().collect();
-        ensure!(names.len() == 2, "round {round}: {names:?}; {}", node.log());
-        let network = node.network(Libcni::New).with_context(|| format!("round {round}"))?;
-        ensure!(network.ours() == 0, "round {round}: {network:?}");
+        Ok(Self(seed.max(1)))
     }
-    Ok(format!("50 rounds, {killed} installers and {cut} removals killed"))
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end
+    }
+
+    fn one_in(&mut self, end: u64) -> bool {
+        self.below(end) == 0
+    }
+}
+
+/// What is tried in one round.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    /// The configuration of a single plugin, a list of our own, a drop-in, or in place.
+    way: u64,
+    /// From before the first write to after the second, in microseconds.
+    moment: u64,
+    /// The installer is killed, and the command removes; else a signal and an intent tell it to leave.
+    killed: bool,
+    /// A first removal is killed after so many microseconds.
+    cut: Option<u64>,
+    /// No room where it is installed and where it keeps its notes.
+    full: bool,
+}
+
+impl Round {
+    fn roll(dice: &mut Dice) -> Self {
+        Self {
+            way: dice.below(4),
+            moment: dice.below(1_300_000),
+            killed: dice.one_in(2),
+            cut: dice.one_in(3).then(|| dice.below(9000)),
+            full: dice.one_in(3),
+        }
+    }
+}
+
+fn fifty(parent: &Path, name: &str) -> Result<String> {
+    let mut dice = Dice::new()?;
+    let seed = dice.0;
+    let rounds: Vec<_> = (0..50).map(|_| Round::roll(&mut dice)).collect();
+    for (number, round) in rounds.iter().enumerate() {
+        uninstalled(parent, &format!("{name}-{number}"), *round)
+            .with_context(|| format!("SLUICE_SEED={seed}, round {number}: {round:?}"))?;
+    }
+    let count = |of: fn(&Round) -> bool| rounds.iter().filter(|round| of(round)).count();
+    Ok(format!(
+        "SLUICE_SEED={seed}: 50 rounds, {} installers and {} removals killed, {} full disks, {} told by signal",
+        count(|round| round.killed),
+        count(|round| round.cut.is_some()),
+        count(|round| round.full),
+        count(|round| !round.killed),
+    ))
+}
+
+fn uninstalled(parent: &Path, name: &str, round: Round) -> Result<()> {
+    let single = round.way == 0;
+    let file = if single { "10-ovn-kubernetes.conf" } else { FILE };
+    let text = move |generation: u64| {
+        if single { OVN.replace("\"4\"", &format!("\"{generation}\"")) } else { aws(generation) }
+    };
+    let options: &[&str] = match round.way {
+        2 => &["--way=owned", "--term-wait=20"],
+        3 => &["--runtime=containerd://2.1.0", "--term-wait=20"],
+        _ => &["--term-wait=20"],
+    };
+    let mut node = Node::new(parent, name, &[])?.options(options);
+    // Seen to be empty: the plugin need not stay for any pod's sake.
+    fs::create_dir(node.dir.join("cache"))?;
+    let small = |sub: &str| round.full.then(|| tmpfs(&node.dir.join(sub), "size=64k")).transpose();
+    let _mounted = (small("conf")?, small("state")?);
+    let path = node.conf().join(file);
+    by_rename(&path, &text(0), 0o600)?;
+    let mut before = node.touched()?;
+    node.start()?;
+    let (mut generation, written) = (0, path.clone());
+    let primary = Antagonist::start(Duration::from_millis(40), move || {
+        generation += 1;
+        match generation % 2 {
+            0 => by_rename(&written, &text(generation), 0o600)?,
+            _ => in_place(&written, &text(generation), Duration::from_millis(2), 0o600)?,
+        }
+        Ok(true)
+    });
+    std::thread::sleep(Duration::from_micros(round.moment));
+    // On a full disk no primary could write: what it has begun it has ended.
+    let mut primary = Some(primary);
+    let mut last = None;
+    if round.full {
+        last = primary.take().map(Antagonist::end).transpose()?;
+        fill(&node.conf())?;
+        fill(&node.dir.join("state"))?;
+    }
+    if round.killed {
+        node.end(Signal::SIGKILL)?;
+        cut(&node, round)?;
+    } else {
+        // The agent has said why before the signal comes; the primary goes on.
+        intent(&node, Wanted::Leave)?;
+        ensure!(node.end(Signal::SIGTERM)?.success(), "it could not leave; {}", node.log());
+    }
+    last = primary.take().map(Antagonist::end).transpose()?.or(last);
+    if round.killed {
+        node.remove()?;
+    }
+    for sub in ["conf", "state"] {
+        let _ = fs::remove_file(node.dir.join(sub).join("filler"));
+    }
+    // The primary's last word, and nothing else.
+    before.insert(path, (0o600, Some(text(last.unwrap_or(0)).into_bytes())));
+    same(&before, &node.touched()?).with_context(|| node.log())?;
+    let network = node.network(Libcni::New)?;
+    ensure!(network.ours() == 0, "{network:?}");
+    Ok(())
+}
+
+/// A removal that is killed.
+fn cut(node: &Node, round: Round) -> Result<()> {
+    let Some(moment) = round.cut else { return Ok(()) };
+    let mut remove = node.command("remove", &[])?.stderr(Stdio::null()).spawn()?;
+    std::thread::sleep(Duration::from_micros(moment));
+    remove.kill()?;
+    remove.wait()?;
+    Ok(())
 }
 
 fn half_written(parent: &Path, name: &str) -> Result<String> {

@@ -41,6 +41,10 @@ pub fn load(conf: &Path, bin: &Path, libcni: Libcni) -> Result<Network> {
         let plugins = plugins.context("plugins is no array")?;
         ensure!(!plugins.is_empty() || document.get("plugins").is_none(), "no plugins in list");
         (name, plugins)
+    } else if let Some(delegate) = delegate(conf, &document)? {
+        // Multus reads the list itself, without the files of its network's directory, and adds its own entry to none.
+        let plugins = delegate["plugins"].as_array().cloned().unwrap_or_else(|| vec![delegate.clone()]);
+        (delegate["name"].as_str().unwrap_or_default().to_owned(), plugins)
     } else {
         (text("name").unwrap_or_default(), vec![document.clone()])
     };
@@ -59,6 +63,19 @@ pub fn load(conf: &Path, bin: &Path, libcni: Libcni) -> Result<Network> {
         Ok(kind.to_owned())
     });
     Ok(Network { types: types.collect::<Result<_>>()?, name })
+}
+
+/// What a meta-plugin runs for each pod: thin Multus has it in its own file, the thick one's shim names the file.
+fn delegate(conf: &Path, document: &Value) -> Result<Option<Value>> {
+    match document["type"].as_str() {
+        Some("multus") => Ok(Some(document["delegates"][0].clone())),
+        Some("multus-shim") => {
+            let path = document["clusterNetwork"].as_str().context("no clusterNetwork")?;
+            let name = Path::new(path).file_name().context("clusterNetwork is no file")?;
+            read(&conf.join(name)).map(Some)
+        }
+        _ => Ok(None),
+    }
 }
 
 fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {

@@ -6,6 +6,7 @@ mod leaving;
 mod libcni;
 mod node;
 mod obstacles;
+mod platforms;
 mod surviving;
 mod ways;
 
@@ -24,9 +25,10 @@ fn main() -> Result<()> {
     }
     let outer = outer::enter()?;
     let mut report = Report::new("install");
-    let rooms: [(&str, &[Check]); 4] = [
+    let rooms: [(&str, &[Check]); 5] = [
         ("ways into the chain", &ways::CHECKS),
         ("others that write", &surviving::CHECKS),
+        ("platforms and their ways", &platforms::CHECKS),
         ("a node that refuses", &obstacles::CHECKS),
         ("leaving", &leaving::CHECKS),
     ];

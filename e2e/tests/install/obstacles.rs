@@ -19,7 +19,8 @@ pub const CHECKS: [Check; 4] = [
 ];
 
 /// A mount that goes with the value.
-struct Mounted(PathBuf);
+#[must_use]
+pub struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
@@ -27,7 +28,7 @@ impl Drop for Mounted {
     }
 }
 
-fn tmpfs(at: &Path, options: &str) -> Result<Mounted> {
+pub fn tmpfs(at: &Path, options: &str) -> Result<Mounted> {
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options)).context("mount a tmpfs")?;
     Ok(Mounted(at.to_path_buf()))
 }
@@ -37,7 +38,7 @@ fn remount(at: &Path, flags: MsFlags) -> Result<()> {
 }
 
 /// Writes until there is no room for another byte.
-fn fill(dir: &Path) -> Result<()> {
+pub fn fill(dir: &Path) -> Result<()> {
     let path = dir.join("filler");
     let mut file = fs::File::create(&path)?;
     while std::io::Write::write(&mut file, &[b'x'; 512]).is_ok() {}

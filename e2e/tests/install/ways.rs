@@ -1,9 +1,9 @@
 //! Drop-in, in place, a list of our own: each by the node's runtime and the primary's file, and nothing too early.
 
 use crate::Check;
-use crate::antagonists::{OVN, aws, by_rename};
+use crate::antagonists::{Multus, OVN, aws, by_rename};
 use crate::libcni::Libcni;
-use crate::node::{CONVERGED, LOADED, Node, PATIENCE};
+use crate::node::{Node, PATIENCE};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use sluice_shared::conflist::Way;
@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-pub const CHECKS: [Check; 6] = [
+pub const CHECKS: [Check; 7] = [
     (
         "an old runtime's list is joined in place, a new one's by a drop-in, a single plugin by a list of our own",
         each,
@@ -21,6 +21,10 @@ pub const CHECKS: [Check; 6] = [
     ("a restart, a SIGKILL and an upgrade of the installer change nothing", restarts),
     ("the way follows the runtime: in place before its upgrade, a drop-in after it, never both", upgrade),
     ("a list of our own repeats every change of the primary's, and its .conf stays to the byte", tracks),
+    (
+        "behind Multus, thin and thick, with a runtime that adds drop-ins: we are in the chain that Multus runs",
+        behind_multus,
+    ),
     ("status says what is there and who is waited for", status),
 ];
 
@@ -103,7 +107,7 @@ fn upgrade(parent: &Path, name: &str) -> Result<String> {
     let mut node = Node::new(parent, name, &[("10-aws.conflist", &aws(1), 0o644)])?;
     node.start_chained(Libcni::Old)?;
     fs::write(node.dir.join("run/runtime.json"), r#"{"name":"containerd","version":"2.1.0"}"#)?;
-    node.until("the drop-in is there", CONVERGED + LOADED, |node| {
+    node.promptly("the drop-in is there", |node| {
         ensure!(node.network(Libcni::New)?.ours() <= 1, "twice in the chain");
         ensure!(node.network(Libcni::Old)?.ours() == 0, "still in place");
         node.once(Libcni::New)
@@ -132,7 +136,7 @@ fn tracks(parent: &Path, name: &str) -> Result<String> {
     for level in 5..9 {
         let text = OVN.replace("\"4\"", &format!("\"{level}\""));
         by_rename(&node.conf().join(file), &text, 0o600)?;
-        node.until("our list says the same", CONVERGED + LOADED, |node| {
+        node.promptly("our list says the same", |node| {
             let ours = fs::read_to_string(node.conf().join("00-sluice.conflist"))?;
             ensure!(ours.contains(&text), "{ours}");
             node.once(Libcni::Old)
@@ -143,13 +147,55 @@ fn tracks(parent: &Path, name: &str) -> Result<String> {
     ensure!(mode == 0o600, "our list has mode {mode:o}, and the primary's 600");
     // ovnkube-node's preStop: the node must be NotReady then, and not by our list Ready.
     fs::remove_file(node.conf().join(file))?;
-    let took = node.until("our list is gone with the primary's", CONVERGED + LOADED, |node| {
+    let took = node.promptly("our list is gone with the primary's", |node| {
         ensure!(node.network(Libcni::Old).is_err(), "pods would still start");
         Ok(())
     })?;
     by_rename(&node.conf().join(file), OVN, 0o600)?;
     node.converges(Libcni::Old)?;
     Ok(format!("4 changes followed; gone {} ms after the primary's file", took.as_millis()))
+}
+
+fn behind_multus(parent: &Path, name: &str) -> Result<String> {
+    let file = "10-calico.conflist";
+    for (multus, number) in [Multus::Thin, Multus::Thick].into_iter().zip(0..) {
+        let mut node = Node::new(parent, &format!("{name}-{number}"), &[(file, &aws(0), 0o600)])?;
+        fs::write(node.dir.join("run/runtime.json"), r#"{"name":"containerd","version":"2.1.4"}"#)?;
+        let daemon = multus.start(node.conf(), file);
+        let own = node.conf().join("00-multus.conf");
+        node.until("multus has its file", PATIENCE, |_| fs::metadata(&own).map(drop).context("no file"))?;
+        let chain = |ours: &[&str]| {
+            let should: Vec<_> =
+                ["ptp", "portmap"].iter().chain(ours).map(|kind| (*kind).to_owned()).collect();
+            move |node: &Node| {
+                let network = node.network(Libcni::New)?;
+                ensure!(network.types == should && network.name == "aws-cni", "{network:?}");
+                Ok(())
+            }
+        };
+        node.until("multus runs the primary", PATIENCE, chain(&[]))?;
+        node.start()?;
+        node.until("multus runs us behind the primary", PATIENCE, chain(&["sluice-cni"]))?;
+        node.until("and it is said", PATIENCE, |node| {
+            let state = node.state()?;
+            ensure!(state.way == Some(Way::InPlace) && state.why.contains("00-multus.conf"), "{state:?}");
+            Ok(())
+        })?;
+        let drop_ins =
+            fs::read_dir(node.conf())?.filter(|entry| entry.as_ref().is_ok_and(|e| e.path().is_dir()));
+        ensure!(drop_ins.count() == 0, "a drop-in that nobody reads");
+        std::thread::sleep(Duration::from_millis(1100));
+        by_rename(&node.conf().join(file), &aws(1), 0o600)?;
+        node.promptly("the primary's next list, with us", |node| {
+            node.is_theirs(file, &aws(1))?;
+            chain(&["sluice-cni"])(node)
+        })?;
+        node.remove()?;
+        node.until("multus runs the primary alone", PATIENCE, chain(&[]))?;
+        daemon.end()?;
+        ensure!(fs::read_to_string(node.conf().join(file))? == aws(1), "it is not as its owner wrote it");
+    }
+    Ok("in the primary's list, by which Multus goes; no drop-in".to_owned())
 }
 
 fn status(parent: &Path, name: &str) -> Result<String> {

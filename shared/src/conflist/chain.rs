@@ -98,6 +98,8 @@ pub struct Plan {
 /// The one place that our entry shall be in.
 enum Target<'a> {
     File(&'a str),
+    /// A list, and the one that it is a copy of.
+    Copied(&'a str, &'a str),
     DropIn(&'a str),
     Nowhere,
 }
@@ -210,7 +212,17 @@ fn in_place(directory: &Directory, primary: &Found<'_>, why: String, wish: &Wish
         Ok(edited) => edited,
         Err(error) => return cannot(directory, primary, &error),
     };
-    let mut steps = all_but(directory, &Target::File(primary.name));
+    let target =
+        primary.follows.map_or(Target::File(primary.name), |base| Target::Copied(primary.name, base));
+    let mut steps = all_but(directory, &target);
+    if let Some(step) = primary.follows.and_then(|base| into_base(directory, base, wish)) {
+        if !wish.may_add && contains(primary.text) != Ok(true) {
+            return Plan { steps, outcome: Err(not_yet()) };
+        }
+        // The owner of the copy has until the next write to bring our entry over.
+        steps.push(step);
+        return Plan { steps, outcome: Ok(chained(Way::InPlace, why, primary.name, Some(primary))) };
+    }
     // An entry that is there already, and out of date or place, is mended whether the agent serves or not.
     if let Some(to) = edited {
         if !wish.may_add && contains(primary.text) != Ok(true) {
@@ -219,6 +231,17 @@ fn in_place(directory: &Directory, primary: &Found<'_>, why: String, wish: &Wish
         steps.push(Step::Edit { file: primary.name.to_owned(), from: primary.text.to_owned(), to });
     }
     Plan { steps, outcome: Ok(chained(Way::InPlace, why, primary.name, Some(primary))) }
+}
+
+/// Our entry for a list that the primary's is a copy of; `None` when it is there, or cannot be.
+fn into_base(directory: &Directory, base: &str, wish: &Wish<'_>) -> Option<Step> {
+    let file = directory.files.iter().find(|file| file.name == base)?;
+    let from = file.text.as_ref().ok()?;
+    if stands(from, wish.entry) == Ok(true) {
+        return None;
+    }
+    let to = insert(from, wish.entry).ok()?;
+    Some(Step::Edit { file: base.to_owned(), from: from.clone(), to })
 }
 
 fn owned(directory: &Directory, primary: &Found<'_>, why: String, wish: &Wish<'_>) -> Plan {
@@ -311,6 +334,7 @@ fn all_but(directory: &Directory, target: &Target<'_>) -> Vec<Step> {
     });
     let files = directory.files.iter().filter_map(|file| match target {
         Target::File(name) if *name == file.name => None,
+        Target::Copied(copy, base) if [*copy, *base].contains(&file.name.as_str()) => None,
         _ if is_owned(&file.name) => Some(Step::RemoveOwned { file: file.name.clone() }),
         _ => without_us(file),
     });

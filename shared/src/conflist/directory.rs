@@ -13,6 +13,8 @@ const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 const PARKED: [&str; 2] = [".cilium_bak", ".mk_disabled"];
 /// Plugins that call another one, whose file they follow: that one is the primary.
 const META_PLUGINS: [&str; 3] = ["multus", "multus-shim", "multus-cni"];
+/// Plugins whose agents, when they chain, copy another list of the same network, append themselves and follow it.
+const FOLLOWERS: [&str; 2] = ["cilium-cni", "antrea"];
 
 /// A configuration directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +79,9 @@ pub struct Found<'a> {
     pub types: Vec<String>,
     /// The meta-plugin's file in front of it.
     pub behind: Option<&'a str>,
+    /// The list that this one is a copy of, with its owner's plugin appended: what is done to this one is undone, and
+    /// what is done to that one comes here. It may be parked.
+    pub follows: Option<&'a str>,
 }
 
 /// Whether a runtime takes a file of this name for a configuration.
@@ -126,11 +131,28 @@ impl Directory {
                 continue;
             }
             return match Found::new(name, text, head, behind) {
-                Ok(found) => Primary::Found(found),
+                Ok(found) => Primary::Found(Found { follows: self.base_of(&found), ..found }),
                 Err(why) => unreadable(why.to_string()),
             };
         }
         Primary::Absent { behind }
+    }
+
+    fn base_of(&self, copy: &Found<'_>) -> Option<&str> {
+        let (last, base) = copy.types.split_last()?;
+        if !copy.list || base.is_empty() || !FOLLOWERS.contains(&last.as_str()) {
+            return None;
+        }
+        let mut lists = self.files.iter().filter(|File { name, text }| {
+            let head = text.as_ref().ok().and_then(|text| Head::read(text).ok());
+            let types = head.as_ref().and_then(|head| head.plugins.as_ref());
+            let others = types.map(|types| types.iter().filter(|kind| *kind != super::PLUGIN_TYPE));
+            name != copy.name
+                && !is_owned(name)
+                && head.as_ref().is_some_and(|head| head.name == copy.network)
+                && others.is_some_and(|others| others.eq(base))
+        });
+        lists.next().map(|file| file.name.as_str())
     }
 }
 
@@ -157,6 +179,7 @@ impl<'a> Found<'a> {
             takes_drop_ins: list && !head.only_inlined,
             types: types.into_iter().filter(|kind| kind != super::PLUGIN_TYPE).collect(),
             behind,
+            follows: None,
         })
     }
 }

@@ -130,6 +130,12 @@ fn may(primary: &Found<'_>, way: Way) -> Result<(), String> {
         Way::InPlace if !primary.list => {
             Err(format!("{name} is the configuration of a single plugin and has no list to join"))
         }
+        Way::Owned if primary.follows.is_some() => {
+            // It would copy our list in the place of the primary's, and ours would copy its: without end.
+            Err(format!(
+                "{name} is a copy of another list that its owner follows, and would be one of ours then"
+            ))
+        }
         Way::Owned => match primary.behind {
             None => Ok(()),
             // It would take our list for its primary, and our list would call it: without end.

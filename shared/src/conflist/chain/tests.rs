@@ -264,3 +264,28 @@ fn an_istio_cni_that_only_redirects_sidecars_pods_stays() {
     assert!(after.files[0].text.as_ref().unwrap().contains("istio-cni") && after.has_us());
     assert_eq!((after.files.len(), after.istios()), (2, Vec::new()));
 }
+
+#[test]
+fn a_list_that_is_followed_takes_our_entry_and_its_copy_only_when_nobody_brings_it() {
+    let copy = |ours: &str| {
+        let plugins = format!("{{\"type\":\"ptp\"}}{ours},{{\"type\":\"cilium-cni\"}}");
+        LIST.replace("{\"type\":\"ptp\"}", &plugins)
+    };
+    let (copied, brought) = (copy(""), copy(",{\"type\":\"sluice-cni\"}"));
+    for base in ["10-p.conflist", "10-p.conflist.cilium_bak"] {
+        let fresh = directory(&[("05-cilium.conflist", &copied), (base, LIST)], &[]);
+        let first = plan(&fresh, &wish());
+        assert!(matches!(&first.steps[..], [Step::Edit { file, .. }] if file == base), "{:?}", first.steps);
+        assert_eq!(first.outcome.unwrap().file, "05-cilium.conflist");
+        let followed = directory(&[("05-cilium.conflist", &brought), (base, CHAINED)], &[]);
+        assert_eq!(plan(&followed, &wish()).steps, [], "no list is taken for one to be cleaned");
+        let alone = plan(&directory(&[("05-cilium.conflist", &copied), (base, CHAINED)], &[]), &wish());
+        assert!(matches!(&alone.steps[..], [Step::Edit { file, .. }] if file == "05-cilium.conflist"));
+        let gone = followed.after(&leave(&followed));
+        assert_eq!(gone, fresh);
+        let shadow = Wish { way: Some(Way::Owned), ..wish() };
+        assert!(plan(&fresh, &shadow).outcome.unwrap_err().contains("a copy of another list"));
+        let early = Wish { may_add: false, ..wish() };
+        assert_eq!(plan(&fresh, &early).steps, []);
+    }
+}
