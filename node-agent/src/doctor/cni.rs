@@ -28,6 +28,8 @@ const PLACES: [(Option<&str>, &str, &str); 6] = [
 
 /// More than any runtime's directory has: what has more is none.
 const MAX_FILES: usize = 1000;
+/// How the names of the installer's temporary files and directories begin.
+const TEMPORARY: &str = ".sluice-";
 const AS_ROOT: &str = "run it as root";
 
 /// Both directories.
@@ -81,7 +83,10 @@ fn read_directory(root: &Root, conf: &Path) -> io::Result<Directory> {
         let path = conf.join(&name);
         // A link is followed within the node.
         if root.of(&path).is_dir() {
-            if let Some(text) = text_of(root, &path.join(DROP_IN_FILE))? {
+            // What a crash of the installer's has left is not in force.
+            if !name.starts_with(TEMPORARY)
+                && let Some(text) = text_of(root, &path.join(DROP_IN_FILE))?
+            {
                 found.drop_ins.push(DropIn { network: name, text });
             }
         } else if (is_configuration(&name) || is_parked(&name))

@@ -194,6 +194,18 @@ fn numbers_that_no_kernel_has() {
 }
 
 #[test]
+fn what_a_crash_of_the_installer_s_has_left_is_no_entry() {
+    let node = Node::new();
+    node.write("etc/cni/net.d/.sluice-1-2.tmp/90-sluice.conf", "{}");
+    node.write("etc/cni/net.d/.sluice-1-3.tmp", "{}");
+    let (node, report) = in_time(node);
+    assert!(!report.findings.iter().any(|finding| finding.id == "leftover"), "{report:#?}");
+    node.write("etc/cni/net.d/kindnet/90-sluice.conf", "{}");
+    let (_, report) = in_time(node);
+    assert!(the(&report, "leftover").what.contains("our entry is in the chain"), "{report:#?}");
+}
+
+#[test]
 fn a_directory_that_is_none_of_a_runtime_s() {
     let node = Node::new();
     for number in 0..1001 {

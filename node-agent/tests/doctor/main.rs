@@ -5,12 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where and end")]
 
+mod agent;
 mod api_server;
+mod confined;
+mod findings;
 mod hostile;
 mod node;
 
-use api_server::ApiServer;
+use api_server::{Answers, ApiServer};
 use node::{FakeKernel, Node};
+use serde_json::json;
 use sluice_agent::doctor;
 use sluice_shared::doctor::{Agent, BpfProgram, CgroupTree, Facts, Report, Severity, Unlooked, diagnose};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -205,7 +209,12 @@ fn istio_cni_is_there_while_somebody_answers_on_its_socket() {
 
 #[test]
 fn the_api_server_is_asked_for_lists_and_each_refusal_is_said() {
-    let server = ApiServer::start();
+    let policy = json!([{
+        "metadata": {"namespace": "shop", "name": "web", "uid": "1"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [{"ports": [{"protocol": "TCP", "port": 8080}]}]},
+    }]);
+    let answers = Answers::default().and("/apis/networking.k8s.io/v1/networkpolicies", policy);
+    let server = ApiServer::start(answers.without("/apis/apps/v1/daemonsets"));
     let node = Node::new();
     let mut options = node.options();
     options.api_server = doctor::ApiServer::Kubeconfig(server.kubeconfig(&node.path("kubeconfig")));
@@ -213,7 +222,7 @@ fn the_api_server_is_asked_for_lists_and_each_refusal_is_said() {
     assert_eq!(ids(&report, Severity::Problem), ["policy-15008"], "{report:#?}");
     let finding = report.findings.iter().find(|finding| finding.id == "policy-15008").unwrap();
     assert!(finding.what.contains("shop/web"), "{finding:?}");
-    // The server answers with the time of the epoch.
+    // The server says no time.
     assert!(report.not_looked_at.iter().any(|unseen| unseen.checks.contains(&"clock")), "{report:#?}");
     let refused = report.not_looked_at.iter().find(|unseen| unseen.what.contains("DaemonSets")).unwrap();
     assert!(refused.why.contains("403") && refused.why.contains("cannot list"), "{refused:?}");
@@ -229,7 +238,7 @@ fn the_api_server_is_asked_for_lists_and_each_refusal_is_said() {
 #[test]
 fn an_api_server_that_is_away_is_said() {
     let node = Node::new();
-    let gone = ApiServer::start().kubeconfig(&node.path("kubeconfig"));
+    let gone = ApiServer::start(Answers::default()).kubeconfig(&node.path("kubeconfig"));
     let mut options = node.options();
     // Nobody listens at port 1.
     let text = std::fs::read_to_string(&gone).unwrap();
