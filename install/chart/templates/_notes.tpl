@@ -22,6 +22,16 @@ Where Pod Security is enforced, the namespace needs its label:
 
     kubectl label namespace {{ .Release.Namespace }} pod-security.kubernetes.io/enforce=privileged
 {{- end }}
+{{- if not (contains "@" $s.image) }}
+{{- if has (splitList ":" $s.image | last) (list "dev" "latest" "main" "master" "nightly") }}
+The image {{ $s.image }} is named by a tag that moves, so nodes may run different programs: imageDigest names one.
+{{- end }}
+{{- end }}
+{{- if and $v.install.enabled (eq $s.way "owned") }}
+WARNING: the plugin comes into the chain by a list of our own ({{ eq $v.install.way "owned" | ternary "install.way: owned" "istioOwnedCNIConfig: true" }}). Where
+cilium-agent has cni.exclusive=true, its default, it takes that list away again each time, and pods start outside the
+mesh in between: set cni.exclusive=false there, or install.way=auto{{ if ne $v.install.way "owned" }} and istioOwnedCNIConfig=false{{ end }}, which needs no such list.
+{{- end }}
 {{- if eq $s.seccomp.type "Localhost" }}
 Every node needs {{ $s.seccomp.localhostProfile }} below the kubelet's seccomp directory (/var/lib/kubelet/seccomp),
 before the pod starts there; the chart has it as files/seccomp.json.

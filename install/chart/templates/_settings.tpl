@@ -21,6 +21,12 @@ says fails here.
 {{- if or (not (contains "/" $image)) (regexMatch "/install-cni([:@]|$)" $image) -}}
   {{- $image = printf "docker.io/sluice/sluice:%s" .Chart.AppVersion -}}
 {{- end -}}
+{{- with $v.imageDigest -}}
+  {{- if contains "@" $image -}}
+    {{- fail (printf "image is %s, which has a digest, and imageDigest is %s: set one of them" $image .) -}}
+  {{- end -}}
+  {{- $image = printf "%s@%s" $image . -}}
+{{- end -}}
 {{- $secrets := list -}}
 {{- range concat ($v.imagePullSecrets | default list) ($global.imagePullSecrets | default list) -}}
   {{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
@@ -82,6 +88,7 @@ says fails here.
     "appArmorField" $newEnough
     "appArmorAnnotation" (or $v.useAppArmorAnnotation (not $newEnough))
     "policies" $policies
+    "networkPolicy" (or $v.networkPolicy.enabled (dig "networkPolicy" "enabled" false $global))
     "quota" $quota
     "scc" $p.securityContextConstraints
     "clusterScope" (has $scope (list "all" "cluster"))

@@ -69,6 +69,22 @@ fn a_whole_image_reference_is_taken_but_istios() {
     let image = |value: &str| render(&["--set", value]).container("install")["image"].clone();
     assert_eq!(image("image=registry.example/mirror/sluice:1.0"), "registry.example/mirror/sluice:1.0");
     assert_eq!(image("image=registry.example/istio/install-cni:1.28.1"), "docker.io/sluice/sluice:dev");
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let by_digest = image(&format!("imageDigest={digest}"));
+    assert_eq!(by_digest, format!("docker.io/sluice/sluice:dev@{digest}"));
+    let both = image(&format!("image=registry.example/sluice:1.0,imageDigest={digest}"));
+    assert_eq!(both, format!("registry.example/sluice:1.0@{digest}"));
+}
+
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn a_tag_that_is_not_given_is_the_charts_version() {
+    let chart: serde_json::Value = serde_norway::from_str(
+        &std::fs::read_to_string(super::helm::root().join("chart/Chart.yaml")).unwrap(),
+    )
+    .unwrap();
+    let image = render(&[]).container("agent")["image"].clone();
+    assert_eq!(image, format!("docker.io/sluice/sluice:{}", chart["appVersion"].as_str().unwrap()));
 }
 
 #[test]

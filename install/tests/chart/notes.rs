@@ -36,7 +36,6 @@ fn what_of_istio_cnis_values_means_nothing_is_said() {
         "global.hub",
         "global.tag",
         "global.nativeNftables",
-        "global.networkPolicy",
         "env.AMBIENT_DISABLE_SAFE_UPGRADE",
     ] {
         assert!(said(key), "{key} is not in:\n{text}");
@@ -56,6 +55,25 @@ fn nothing_is_said_of_values_that_nobody_set() {
     let text = notes(&[]);
     assert!(!text.contains("istio-cni"), "{text}");
     assert!(text.contains("/etc/cni/net.d") && text.contains("rollout status"), "{text}");
+    assert!(text.contains("docker.io/sluice/sluice:dev is named by a tag that moves"), "{text}");
+    let digest = format!("imageDigest=sha256:{}", "0".repeat(64));
+    for fixed in [digest.as_str(), "image=registry.example/sluice:1.2.3"] {
+        assert!(!notes(&["--set", fixed]).contains("tag that moves"), "{fixed}");
+    }
+    for (value, option) in [
+        ("istioOwnedCNIConfig=true", "istioOwnedCNIConfig: true"),
+        ("install.way=owned", "install.way: owned"),
+    ] {
+        let text = notes(&["--set", value]);
+        assert!(
+            text.contains(&format!(
+                "WARNING: the plugin comes into the chain by a list of our own ({option})"
+            )),
+            "{text}"
+        );
+        assert!(text.contains("cni.exclusive=false") && text.contains("install.way=auto"), "{text}");
+    }
+    assert!(!text.contains("WARNING"), "{text}");
     let local = notes(&["--set", "seccomp.type=Localhost"]);
     assert!(local.contains("sluice/seccomp.json"), "{local}");
 }

@@ -2,6 +2,9 @@
 
 use super::helm::try_render;
 
+const DIGESTS: &str = "image=registry.example/sluice@sha256:0000000000000000000000000000000000000000000000000000000000000000,\
+                       imageDigest=sha256:1111111111111111111111111111111111111111111111111111111111111111";
+
 #[test]
 #[ignore = "needs helm: make chart-test"]
 fn mistakes_are_refused_and_named() {
@@ -23,6 +26,8 @@ fn mistakes_are_refused_and_named() {
         ("cniBinDir=/usr/local/bin", &["where the image has its own programs"]),
         ("ambient.enabled=false", &["ambient.enabled is false", "istio-cni"]),
         ("logging.level=cni-agent:loud", &["\"loud\" is no level"]),
+        ("imageDigest=sha256:beef", &["/imageDigest", "does not match"]),
+        (DIGESTS, &["has a digest, and imageDigest is"]),
         ("config.metricsAddress=", &["config.metricsAddress is empty", "ready"]),
     ];
     for (value, words) in table {

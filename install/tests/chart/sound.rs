@@ -97,6 +97,39 @@ fn no_rendering_asks_for_more() {
     }
 }
 
+/// What comes to the agent over a network, by its own configuration: the one port; and it goes to the API server alone.
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn a_network_policy_lets_through_what_the_agent_needs() {
+    assert_eq!(render(&[]).count("NetworkPolicy"), 0);
+    let names = ["networkPolicy.enabled=true", "global.networkPolicy.enabled=true"];
+    for (values, on) in renderings().iter().zip(names.into_iter().cycle()) {
+        let mut args: Vec<_> = values.iter().map(String::as_str).collect();
+        args.extend(["--set", on]);
+        let rendered = render(&args);
+        let policy = rendered.one("NetworkPolicy");
+        let labels = &rendered.one("DaemonSet")["spec"]["template"]["metadata"]["labels"];
+        for (key, value) in policy["spec"]["podSelector"]["matchLabels"].as_object().unwrap() {
+            assert_eq!(&labels[key], value, "{args:?}");
+        }
+        assert_eq!(policy["metadata"]["namespace"], "mesh");
+        let agent = rendered.container("agent");
+        let address = rendered.config()["metricsAddress"].as_str().unwrap().to_owned();
+        let ports = policy["spec"]["ingress"][0]["ports"].as_array().unwrap();
+        assert_eq!(ports.len(), 1, "{args:?}");
+        assert!(address.ends_with(&format!(":{}", ports[0]["port"])), "{args:?}: {address}");
+        for probe in ["livenessProbe", "readinessProbe"] {
+            assert_eq!(agent[probe]["httpGet"]["port"], ports[0]["port"], "{args:?}");
+        }
+        for port in agent["ports"].as_array().into_iter().flatten() {
+            assert_eq!(port["containerPort"], ports[0]["port"], "{args:?}");
+        }
+        // The API server's address is not known to a chart.
+        assert_eq!(policy["spec"]["egress"], serde_json::json!([{}]), "{args:?}");
+        assert_eq!(strings(&policy["spec"]["policyTypes"]).len(), 2, "a direction is left open unsaid");
+    }
+}
+
 #[test]
 #[ignore = "needs helm: make chart-test"]
 fn parts_can_be_left_out() {
