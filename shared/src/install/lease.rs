@@ -58,9 +58,14 @@ impl Lease {
     }
 
     /// How long ago it was renewed, in seconds of the boot `boot`; before that boot counts as at its beginning.
+    ///
+    /// Another name of the boot proves nothing by itself: LXC gives a node a boot_id of its own, by a file over the
+    /// kernel's, and the installer's container has a /proc of its own that shows the kernel's. The clock is the same for
+    /// both. So a renewal is of an earlier boot only if this one's clock has not come to it yet.
     #[must_use]
     pub fn age(&self, boot: &str, now: u64) -> u64 {
-        now.saturating_sub(if self.boot == boot { self.renewed } else { 0 })
+        let earlier = self.boot != boot && self.renewed > now;
+        now.saturating_sub(if earlier { 0 } else { self.renewed })
     }
 
     /// How it stands at `now`, in seconds of the boot `boot`.
@@ -95,6 +100,10 @@ mod tests {
             (&lease.boot, 3, Holding::Held),
             ("another", 60, Holding::Held),
             ("another", 61, Holding::Lapsed(61)),
+            ("another", 499, Holding::Lapsed(499)),
+            // As LXC shows one and the same boot to the installer and to the plugin.
+            ("another", 510, Holding::Held),
+            ("another", 561, Holding::Lapsed(61)),
         ];
         for (boot, now, holding) in table {
             assert_eq!(lease.holding(boot, now), holding, "{boot} {now}");

@@ -13,8 +13,11 @@ use anyhow::Result;
 pub fn connect(fabric: &Netns, name: &str, index: u8, routes: bool) -> Result<Netns> {
     let netns = host(&format!("cluster.{name}"))?;
     let ((v4, v6), (pods_v4, pods_v6)) = (address::node(index), address::pods(index));
+    // A machine keeps its card over a reboot; with another, its neighbours would talk to the old one until they notice
+    // (RFC 4861, 7.3.3: half a minute and more).
+    let [a, b, c, d] = v4.octets();
     fabric.ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}\n\
+        "link add {name} type veth peer name eth0 address 02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x} netns {}\n\
          link set {name} master br0 up\n\
          route replace {pods_v4} via {v4}\n\
          route replace {pods_v6} via {v6}\n",
