@@ -85,7 +85,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let (recalled, when_recalled) = watch::channel(false);
     let when_all_recalled = when_recalled.clone();
     let when_rules_are_todays = when_recalled.clone();
-    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
+    let hooks =
+        ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled, host_proc.clone());
     let zds_config = zds::Config { host_proc, ..zds::Config::new(&config.zds_socket) };
     let lookout = Lookout::new(&config.host_proc, &config.run_dir);
     let (predecessor, predecessor_now) = watch::channel(lookout.first().await);

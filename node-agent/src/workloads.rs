@@ -112,6 +112,14 @@ impl Registry {
         showings
     }
 
+    /// A pod's last showing, if it is known.
+    #[must_use]
+    pub fn showing(&self, uid: &PodUid) -> Option<Showing> {
+        let entry = self.lock().get(uid).cloned()?;
+        let showing = entry.showing().clone();
+        Some(showing)
+    }
+
     /// The pods that hold this namespace: more than one only in passing.
     #[must_use]
     pub fn holders(&self, netns: NetnsId) -> Vec<PodUid> {

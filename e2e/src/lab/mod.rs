@@ -13,6 +13,7 @@ pub mod hierarchies;
 pub mod netns;
 pub mod outer;
 pub mod pod;
+pub mod pretender;
 pub mod process;
 pub mod report;
 pub mod rude;

@@ -171,7 +171,11 @@ impl Session {
     }
 }
 
-async fn receive(agent: &UnixSeqpacket) -> io::Result<Option<Packet>> {
+/// The next packet of the agent's; none at the end of the stream.
+///
+/// # Errors
+/// `recvmsg`'s.
+pub async fn receive(agent: &UnixSeqpacket) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; MAX_REQUEST];
     let mut space = [0; FD_SPACE];
     let (info, ancillary) = agent.recv_with_ancillary(&mut bytes, &mut space).await?;

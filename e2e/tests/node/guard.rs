@@ -57,7 +57,7 @@ fn forged(to: IpAddr) -> Dial {
     Dial::to(SocketAddr::new(to, PORT)).recognised().mark(MARK_ZTUNNEL.value)
 }
 
-fn forged_is_captured(pod: &Pod) -> Result<()> {
+pub fn forged_is_captured(pod: &Pod) -> Result<()> {
     for to in [IpAddr::from(OUTSIDE_V4), OUTSIDE_V6.into()] {
         let client =
             forged(to).ask_in(&pod.netns, &pod.cgroup, "let me pass").context("a marked connection")?;

@@ -7,6 +7,7 @@ mod ipv6;
 mod listeners;
 mod many;
 mod migration;
+mod pretender;
 mod probes;
 mod times;
 
@@ -21,6 +22,8 @@ fn main() {
         test("closed_listeners_are_seen_and_opened_again", listeners::closed),
         test("in_a_container_with_few_capabilities_everything_works", contained::everything_works),
         test("without_any_of_its_capabilities_the_agent_says_so", contained::every_capability_is_needed),
+        test("a_pod_of_the_mesh_that_pretends_to_be_ztunnel_is_turned_away", pretender::of_the_mesh),
+        test("who_pretends_to_be_ztunnel_gets_no_pod_past_the_mesh", pretender::nobody_knows),
         test("a_new_ztunnel_gets_its_snapshot_of_sixty_pods_soon", many::snapshot),
     ];
     tests.extend([

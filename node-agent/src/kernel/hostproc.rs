@@ -42,6 +42,14 @@ impl HostProc {
         fs::read_link(self.0.join("self")).is_ok_and(|own| own == Path::new("1"))
     }
 
+    /// The cgroups of a process (cgroups(7)), as seen from the agent's own cgroup namespace.
+    ///
+    /// # Errors
+    /// `read`'s; there is no such file once the process has ended.
+    pub fn cgroups(&self, pid: i32) -> io::Result<String> {
+        fs::read_to_string(self.of(pid, "cgroup"))
+    }
+
     /// Root's processes of one of these names (`comm`), the oldest first.
     #[must_use]
     pub fn named(&self, names: &[&str]) -> Vec<i32> {

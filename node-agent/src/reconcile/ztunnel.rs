@@ -2,9 +2,10 @@
 //! opening SYNs while nobody listens.
 
 use super::Message;
+use crate::adopt::cgroup;
 use crate::journal::Journal;
-use crate::kernel::{KernelError, Pool};
-use crate::workloads::Registry;
+use crate::kernel::{HostProc, KernelError, Pool, hostproc};
+use crate::workloads::{Registry, Showing};
 use crate::zds::{Hooks, Peer, Workload};
 use sluice_shared::admin::Choice;
 use sluice_shared::ids::PodUid;
@@ -41,6 +42,8 @@ pub struct ZtunnelHooks {
     trust: Arc<Trust>,
     /// Whether the pods of the journal have been looked at, and so are in the snapshot.
     recalled: watch::Receiver<bool>,
+    /// Where it is looked up of which pod a process is.
+    host_proc: HostProc,
 }
 
 impl Trust {
@@ -142,8 +145,43 @@ impl Trusted {
 impl ZtunnelHooks {
     /// Joins the ZDS server to the pods.
     #[must_use]
-    pub fn new(registry: Arc<Registry>, trust: Arc<Trust>, recalled: watch::Receiver<bool>) -> Self {
-        Self { registry, trust, recalled }
+    pub fn new(
+        registry: Arc<Registry>,
+        trust: Arc<Trust>,
+        recalled: watch::Receiver<bool>,
+        host_proc: HostProc,
+    ) -> Self {
+        Self { registry, trust, recalled, host_proc }
+    }
+
+    /// What is certainly no ztunnel, though root runs it: a process of a pod that ztunnel itself is to serve, whose marks
+    /// would be trusted in every pod; and one that nobody can be asked about any more. Root outside of such pods cannot be
+    /// told from ztunnel: it may be run as a pod of any name, or as none.
+    fn must_be_possible(&self, peer: &Peer) -> Result<(), String> {
+        let ended = || "the process that connected has ended, and another has its connection".to_owned();
+        let listed = match peer.pid {
+            hostproc::UNKNOWN => return Ok(()),
+            hostproc::ENDED => return Err(ended()),
+            pid => self.host_proc.cgroups(pid),
+        };
+        let named = match listed {
+            Ok(listed) => cgroup::pods(&listed),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                return Err(ended());
+            }
+            Err(error) => {
+                tracing::warn!(pid = peer.pid, %error, "cannot tell of which pod a ztunnel is");
+                return Ok(());
+            }
+        };
+        // The outermost pod that the node knows counts: a pod can make cgroups of any name below its own.
+        match named.iter().find_map(|uid| self.registry.showing(uid)) {
+            Some(Showing { status, handed: Some(_) }) => Err(format!(
+                "process {} is of the pod {}/{}, which is in the mesh itself",
+                peer.pid, status.namespace, status.name
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Has every pod's rules trust the new ztunnel.
@@ -166,16 +204,18 @@ impl ZtunnelHooks {
 }
 
 impl Hooks for ZtunnelHooks {
-    async fn connected(&self, peer: &Peer) {
+    async fn connected(&self, peer: &Peer) -> Result<(), String> {
         let mut recalled = self.recalled.clone();
         if tokio::time::timeout(RECALL_WITHIN, recalled.wait_for(|done| *done)).await.is_err() {
             tracing::warn!(
                 "the pods that were here before have not all been looked at; ztunnel's snapshot may lack some"
             );
         }
+        self.must_be_possible(peer)?;
         if self.trust.admit(peer).await {
             self.spread_trust().await;
         }
+        Ok(())
     }
 
     fn snapshot(&self) -> Vec<Workload> {
@@ -227,6 +267,84 @@ pub async fn keep_hold(
         }
         if any_ready.wait_for(|ready| *ready).await.is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zds;
+    use sluice_shared::admin::State;
+
+    const MESHED: &str = "0d7f2a3c-95fb-4d4e-8f2e-2ad2ed1f2a0b";
+    const OTHER: &str = "11111111-95fb-4d4e-8f2e-2ad2ed1f2a0b";
+
+    /// What is said of a process with these cgroups, on a node with a pod in the mesh and another one.
+    async fn said(pid: i32, cgroups: Option<&str>) -> Result<(), String> {
+        let dir = tempfile::tempdir().unwrap();
+        if let Some(cgroups) = cgroups {
+            std::fs::create_dir(dir.path().join(pid.to_string())).unwrap();
+            std::fs::write(dir.path().join(pid.to_string()).join("cgroup"), cgroups).unwrap();
+        }
+        let registry = Arc::new(Registry::default());
+        for uid in [MESHED, OTHER] {
+            let uid = PodUid::new(uid).unwrap();
+            registry.send(&uid, Message::Look, |entry| {
+                let mut showing = entry.showing();
+                (showing.status.namespace, showing.status.name) = ("demo".into(), "a".into());
+                if uid.as_str() == MESHED {
+                    showing.status.state = State::Enabled;
+                    showing.handed = Some(zds::Workload {
+                        uid: uid.clone(),
+                        name: "a".into(),
+                        namespace: "demo".into(),
+                        service_account: "a".into(),
+                        netns: None,
+                    });
+                }
+            });
+        }
+        let journal = Journal::open(&dir.path().join("run")).unwrap();
+        let trust = Arc::new(Trust::anybody(journal, "a test".into()));
+        let (_recalled, when_recalled) = watch::channel(true);
+        let hooks = ZtunnelHooks::new(registry, trust, when_recalled, HostProc::at(dir.path()));
+        hooks.connected(&Peer { connection: 1, pid }).await
+    }
+
+    fn below(path: &str) -> String {
+        format!("4:memory:/\n0::{path}\n")
+    }
+
+    #[tokio::test]
+    async fn a_pod_of_the_mesh_is_no_ztunnel() {
+        for path in [
+            format!("/kubepods/burstable/pod{MESHED}/abc"),
+            format!("/../../kubepods/pod{MESHED}/abc"),
+            // What it makes below its own cgroup hides it from nobody.
+            format!("/kubepods/pod{MESHED}/kubepods/pod{OTHER}/abc"),
+        ] {
+            let why = said(7, Some(&below(&path))).await.unwrap_err();
+            assert_eq!(why, "process 7 is of the pod demo/a, which is in the mesh itself", "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_may_be_a_ztunnel_is_let_in() {
+        let unknown = "99999999-95fb-4d4e-8f2e-2ad2ed1f2a0b";
+        for path in ["/system.slice/ztunnel.service".to_owned(), "/".to_owned()]
+            .into_iter()
+            .chain([OTHER, unknown].map(|uid| format!("/kubepods/pod{uid}/abc")))
+        {
+            assert_eq!(said(7, Some(&below(&path))).await, Ok(()), "{path}");
+        }
+        assert_eq!(said(hostproc::UNKNOWN, None).await, Ok(()), "a kernel that does not say who it is");
+    }
+
+    #[tokio::test]
+    async fn nobody_speaks_for_a_process_that_has_ended() {
+        for pid in [hostproc::ENDED, 7] {
+            assert!(said(pid, None).await.unwrap_err().contains("has ended"));
         }
     }
 }

@@ -36,6 +36,9 @@ pub enum Lost {
         /// For how long we waited.
         waited: Duration,
     },
+    /// Whoever it is, it is no ztunnel.
+    #[error("turned away: {0}")]
+    TurnedAway(String),
     /// A packet that breaks the protocol.
     #[error("protocol error: {0}")]
     Protocol(String),

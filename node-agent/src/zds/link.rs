@@ -71,7 +71,11 @@ impl<H: Hooks> Link<H> {
     async fn serve(&self, lockstep: &mut Lockstep) -> Lost {
         tokio::select! {
             lost = lockstep.ended() => return lost,
-            () = self.hooks.connected(&self.peer) => {}
+            admitted = self.hooks.connected(&self.peer) => {
+                if let Err(why) = admitted {
+                    return Lost::TurnedAway(why);
+                }
+            }
         }
         let begun = Instant::now();
         let list = self.hooks.snapshot();

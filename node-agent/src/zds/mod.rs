@@ -74,8 +74,8 @@ pub struct PodState {
 /// What the server asks of, and tells, the rest of the agent. It is called with none of the server's locks held.
 pub trait Hooks: Send + Sync + 'static {
     /// A ztunnel said hello. Awaited before its snapshot begins, so that its marks are trusted in every pod
-    /// before its first socket is made there.
-    fn connected(&self, peer: &Peer) -> impl Future<Output = ()> + Send;
+    /// before its first socket is made there. An error says why it cannot be a ztunnel: it is told of nothing.
+    fn connected(&self, peer: &Peer) -> impl Future<Output = Result<(), String>> + Send;
     /// What ztunnel is to serve, taken when its snapshot begins. What is neither here nor added later in the session
     /// is torn down by ztunnel at the snapshot's end.
     fn snapshot(&self) -> Vec<Workload>;

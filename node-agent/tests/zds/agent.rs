@@ -5,7 +5,7 @@ use nix::sys::stat::fstat;
 use sluice_agent::kernel::Netns;
 use sluice_agent::zds::{AddError, Config, Connection, Handle, Hooks, Peer, Server, Workload};
 use sluice_shared::ids::{NetnsId, PodUid};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{PipeReader, Read};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -34,6 +34,8 @@ pub struct Agent {
     told: mpsc::UnboundedSender<Told>,
     /// A permit lets one `connected` return.
     pub prepared: Semaphore,
+    /// Connections of those that the agent knows to be no ztunnels.
+    pub impostors: Mutex<BTreeSet<u64>>,
     /// Runs once, after the next list is made and before it is returned.
     pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -75,6 +77,7 @@ impl Node {
             wanted: Mutex::default(),
             told,
             prepared: Semaphore::new(Semaphore::MAX_PERMITS),
+            impostors: Mutex::default(),
             meanwhile: Mutex::default(),
         });
         let (handle, server) = Server::start(config, Arc::clone(&agent)).unwrap();
@@ -159,9 +162,13 @@ impl Agent {
 }
 
 impl Hooks for Agent {
-    async fn connected(&self, peer: &Peer) {
+    async fn connected(&self, peer: &Peer) -> Result<(), String> {
         self.tell(Told::Connected(peer.connection));
         self.prepared.acquire().await.unwrap().forget();
+        match self.impostors.lock().unwrap().contains(&peer.connection) {
+            true => Err("it is none".into()),
+            false => Ok(()),
+        }
     }
 
     fn snapshot(&self) -> Vec<Workload> {

@@ -139,6 +139,21 @@ async fn another_user_is_turned_away() {
 }
 
 #[tokio::test]
+async fn one_that_the_agent_knows_to_be_none_is_told_of_no_pod_and_changes_nothing() {
+    let mut node = Node::start();
+    let _watched = node.want("u1");
+    let (mut ztunnel, first) = node.ready_ztunnel().await;
+    node.agent.impostors.lock().unwrap().insert(2);
+    let mut impostor = Ztunnel::connect(&node.path).await;
+    impostor.expect_end().await;
+    node.until(|told| (*told == Told::Disconnected(2)).then_some(())).await;
+    assert_eq!(node.handle.connections().len(), 1);
+    let add = node.add("u2", LONG);
+    ztunnel.serve_until(|request| matches!(request, Request::Add { uid, .. } if uid == "u2")).await;
+    assert_eq!(add.await.unwrap().unwrap().connection, first);
+}
+
+#[tokio::test]
 async fn a_ztunnel_that_goes_during_the_preparations_is_noticed() {
     let mut node = Node::start();
     node.agent.prepared.forget_permits(usize::MAX);

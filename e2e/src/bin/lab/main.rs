@@ -5,7 +5,7 @@ mod demo;
 mod shell;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::lab::{cgroup, outer, rude};
+use sluice_e2e::lab::{cgroup, outer, pretender, rude};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -47,6 +47,13 @@ enum What {
         /// The message
         message: String,
     },
+    /// Acknowledge whatever ztunnel is asked, and serve nobody (used by the lab itself)
+    #[command(hide = true)]
+    Pretend {
+        /// The agent's socket for ztunnel
+        #[arg(long)]
+        zds: PathBuf,
+    },
     /// Say one line to an echo server and stay connected until stdin ends (used by the lab itself)
     #[command(hide = true)]
     Ask(ask::Arguments),
@@ -68,6 +75,11 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Say { socket, message } => {
             let answer = rude::say(&socket, message.as_bytes(), &[])?;
             println!("{}", String::from_utf8_lossy(&answer));
+            Ok(ExitCode::SUCCESS)
+        }
+        What::Pretend { zds } => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(pretender::pretend(&zds))?;
             Ok(ExitCode::SUCCESS)
         }
         What::Ask(arguments) => ask::run(&arguments),

@@ -2,8 +2,8 @@
 
 use super::super::*;
 use crate::adopt;
-use crate::kernel::TcpSocket;
 use crate::kernel::fake::{Place, RecordingKernel};
+use crate::kernel::{HostProc, TcpSocket};
 use crate::predecessor::Predecessor;
 use crate::zds;
 use sluice_shared::admin::State;
@@ -94,7 +94,8 @@ pub async fn start_with(setup: Setup) -> Boxed {
     let trust = Arc::new(Trust::anybody(journal.clone(), "a test".into()));
     let (recalled, when_recalled) = watch::channel(false);
     let when_all_recalled = when_recalled.clone();
-    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled);
+    let host_proc = HostProc::default();
+    let hooks = ZtunnelHooks::new(Arc::clone(&registry), Arc::clone(&trust), when_recalled, host_proc);
     let (ztunnel, server) =
         zds::Server::start(zds::Config::new(dir.path().join("zds.sock")), Arc::new(hooks)).unwrap();
     let (hold, hold_now) = watch::channel(Hold::Drop);

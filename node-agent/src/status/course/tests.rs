@@ -201,6 +201,18 @@ fn reasons_are_distinct_and_in_camel_case() {
     assert_eq!(reasons.len(), Occasion::ALL.len());
 }
 
+#[test]
+fn the_admission_policy_lets_every_reason_through_and_no_other() {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../install/chart/templates/admission.yaml");
+    let policies = std::fs::read_to_string(chart).unwrap();
+    let list = policies.split_once("object.reason in [").unwrap().1.split_once(']').unwrap().0;
+    let mut allowed: Vec<_> = list.split(',').map(|reason| reason.trim().trim_matches('\'')).collect();
+    let mut reasons: Vec<_> = Occasion::ALL.iter().map(|occasion| occasion.reason()).collect();
+    allowed.sort_unstable();
+    reasons.sort_unstable();
+    assert_eq!(allowed, reasons);
+}
+
 fn any_state() -> impl Strategy<Value = State> {
     prop::sample::select(State::ALL.to_vec())
 }

@@ -33,8 +33,8 @@ struct Write {
 enum Request {
     /// A merge patch of a pod's status.
     Patch(&'static str, Value),
-    /// An Event as this component on this node, about this kind of object.
-    Event(&'static str, &'static str, &'static str),
+    /// An Event as the agent on node1 makes it, with this changed.
+    Event(Value),
 }
 
 fn writes() -> Vec<Write> {
@@ -53,11 +53,26 @@ fn writes() -> Vec<Write> {
         no("a label", Patch(HERE, json!({"metadata": {"labels": {"other": "x"}}}))),
         no("a finalizer", Patch(HERE, json!({"metadata": {"finalizers": ["example.org/x"]}}))),
         no("the phase", Patch(HERE, json!({"status": {"phase": "Failed"}}))),
-        yes("an Event of its own node", Event("sluice-agent", "node1", "Pod")),
-        no("an Event of another node", Event("sluice-agent", "node2", "Pod")),
-        no("an Event of the kubelet's", Event("kubelet", "node1", "Pod")),
-        no("an Event about a Secret", Event("sluice-agent", "node1", "Secret")),
+        yes("an Event of its own node", Event(json!({}))),
+        no("an Event of another node", Event(json!({"reportingInstance": "node2"}))),
+        no("an Event whose source is another node", Event(json!({"source": {"host": "node2"}}))),
+        no("an Event of the kubelet's", Event(kubelets())),
+        no("an Event about a Secret", Event(json!({"involvedObject": {"kind": "Secret"}}))),
+        no(
+            "an Event about a container",
+            Event(json!({"involvedObject": {"fieldPath": "spec.containers{app}"}})),
+        ),
+        no("an Event for a reason that is not the agent's", Event(json!({"reason": "Killing"}))),
+        // A policy sees what is written, and not the pod that it is about (docs/install.md).
+        yes(
+            "an Event about a pod of another node, which says that it comes from this one,",
+            Event(json!({"involvedObject": {"name": THERE}})),
+        ),
     ]
+}
+
+fn kubelets() -> Value {
+    json!({"reportingComponent": "kubelet", "source": {"component": "kubelet"}})
 }
 
 /// Tries each write.
@@ -66,7 +81,7 @@ pub fn policies(stage: &mut Stage, report: &mut Report) {
     let token = prepare(stage);
     report.check("the policies are in force", || {
         let token = token.as_ref().map_err(|why| anyhow::anyhow!("{why:#}"))?;
-        let foreign = Request::Event("kubelet", "node1", "Pod");
+        let foreign = Request::Event(kubelets());
         eventually("the API server to follow the policies", PATIENCE, || {
             let code = send(stage, token, &foreign)?;
             let refused = || {
@@ -124,14 +139,15 @@ fn send(stage: &Stage, token: &str, request: &Request) -> Result<u16> {
         Request::Patch(pod, patch) => {
             ("PATCH", format!("pods/{pod}/status"), "merge-patch+json", patch.clone())
         }
-        Request::Event(component, node, about) => {
-            let object = json!({
+        Request::Event(changes) => {
+            let mut object = json!({
                 "apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "tied-", "namespace": TIED},
-                "involvedObject": {"kind": about, "namespace": TIED, "name": HERE},
-                "reason": "Tried", "message": "by a test", "type": "Normal",
-                "reportingComponent": component, "reportingInstance": node,
-                "source": {"component": component, "host": node},
+                "involvedObject": {"apiVersion": "v1", "kind": "Pod", "namespace": TIED, "name": HERE},
+                "reason": "Captured", "message": "by a test", "type": "Normal",
+                "reportingComponent": "sluice-agent", "reportingInstance": "node1",
+                "source": {"component": "sluice-agent", "host": "node1"},
             });
+            merge(&mut object, changes);
             ("POST", "events".to_owned(), "json", object)
         }
     };
@@ -147,4 +163,12 @@ fn send(stage: &Stage, token: &str, request: &Request) -> Result<u16> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "curl: {}", said.trim());
     String::from_utf8_lossy(&output.stdout).parse().context("curl prints no HTTP status")
+}
+
+/// Changes an object by what a patch has (RFC 7386), which takes nothing away here.
+fn merge(object: &mut Value, changes: &Value) {
+    match changes {
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| merge(&mut object[key], value)),
+        other => *object = other.clone(),
+    }
 }
