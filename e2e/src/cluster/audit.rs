@@ -67,7 +67,9 @@ pub struct Request {
 /// Who asked.
 #[derive(Clone, Debug, Deserialize)]
 pub struct User {
-    /// `system:serviceaccount:sluice-system:sluice-agent`, `system:node:node1`, `admin`, …
+    /// `system:serviceaccount:sluice-system:sluice-agent`, `system:node:node1`, `admin`, …; empty where the server could
+    /// not tell, and answered 401.
+    #[serde(default)]
     pub username: String,
     /// What the server knows of them beside: for a pod's bound token, the pod.
     #[serde(default)]
@@ -167,6 +169,14 @@ mod tests {
         let object = request.object_ref.as_ref().unwrap();
         assert_eq!((request.verb.as_str(), object.subresource.as_str()), ("patch", "status"));
         assert_eq!(request.response_status.as_ref().unwrap().code, 200);
+    }
+
+    #[test]
+    fn whom_the_server_does_not_know_is_nobody() {
+        let (before, rest) = ENTRY.split_once(r#""user":{"#).unwrap();
+        let after = rest.split_once("},").unwrap().1;
+        let requests = parse(&format!("{before}\"user\":{{}},{after}\n")).unwrap();
+        assert_eq!(requests[0].user.username, "");
     }
 
     #[test]
