@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use sluice_e2e::lab::agent::PATIENCE;
 use sluice_e2e::lab::cni::CniError;
 use sluice_e2e::lab::eventually;
 use sluice_e2e::lab::outer::Outer;
@@ -44,6 +45,11 @@ pub fn dead(outer: &Outer) -> Result<()> {
     // DEL always succeeds; the next agent finds out.
     scene.stop_pod(&c)?;
     scene.agent().start()?;
+    // ztunnel backs off for up to 15 s between its tries, and the plugin's limit is 10 s: the kubelet would try again.
+    eventually("ztunnel to be connected again", PATIENCE, || {
+        ensure!(!scene.agents[0].status()?.ztunnels.is_empty(), "it is not");
+        Ok(())
+    })?;
     let b = scene.start_pod("b").context("with the agent back")?;
     let tally = load.stop()?;
     tally.must_be_whole()?;
