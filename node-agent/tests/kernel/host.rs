@@ -6,7 +6,7 @@ use sluice_agent::kernel::linux::{LinuxKernel, cgroup};
 use sluice_agent::kernel::{Fingerprint, HostProc, Kernel, Pool};
 use sluice_agent::metrics::Metrics;
 use sluice_agent::reconcile::HostTable;
-use sluice_shared::host::HostPlan;
+use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::ProbeDoor;
@@ -17,17 +17,54 @@ use std::sync::Arc;
 pub const TESTS: &[(&str, fn())] = &[
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_nftables", || lifecycle(Backend::Nftables)),
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_iptables", || lifecycle(Backend::Iptables)),
+    ("what_others_do_in_the_hosts_iptables_tables_is_no_drift", among_others),
 ];
 
-fn lifecycle(backend: Backend) {
-    let (host, tree) = (Ns::new(), TestCgroups::new(&format!("host-{backend}")));
-    let kubelet = cgroup::at_path(&HostProc::default(), &tree.path("ztunnel")).expect("the cgroup is there");
-    let plan = HostPlan {
-        kubelet,
+/// A plan with one pod.
+fn plan(tree: &TestCgroups) -> HostPlan {
+    HostPlan {
+        kubelet: cgroup::at_path(&HostProc::default(), &tree.path("ztunnel")).expect("the cgroup is there"),
         source_v4: [169, 254, 7, 127].into(),
         source_v6: "fd16:9254:7127:1337::1".parse().expect("an address"),
         pods: BTreeMap::from([pod(1)]),
-    };
+    }
+}
+
+/// kube-proxy, the primary CNI and port mappings write to the same tables all the time.
+fn among_others() {
+    let (host, tree) = (Ns::new(), TestCgroups::new("host-others"));
+    let plan = plan(&tree);
+    host.run(|| {
+        let kernel =
+            LinuxKernel::new(std::path::Path::new("/proc/thread-self/ns/net")).expect("own namespace");
+        kernel.run_host(&host::lower(Backend::Iptables, HostStep::Install(&plan))).expect("installed");
+        let installed = shown(&kernel).expect("it is there");
+        let table = nft(&["list", "tables"]);
+        assert!(table.contains("table ip nat"), "iptables here is of the other kind: {table:?}");
+        let changed = |arguments: &[&str]| {
+            let output =
+                std::process::Command::new("iptables").args(arguments).output().expect("run iptables");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            shown(&kernel) != Some(installed)
+        };
+        assert!(!changed(&["-t", "nat", "-N", "KUBE-SVC"]));
+        assert!(!changed(&["-t", "nat", "-A", "KUBE-SVC", "-p", "tcp", "-j", "RETURN"]));
+        assert!(!changed(&["-t", "nat", "-A", "POSTROUTING", "-j", "KUBE-SVC"]));
+        assert!(!changed(&["-t", "nat", "-A", "OUTPUT", "-j", "KUBE-SVC"]));
+        assert!(
+            changed(&["-t", "nat", "-I", "POSTROUTING", "-j", "KUBE-SVC"]),
+            "what comes before ours may take packets"
+        );
+        assert!(!changed(&["-t", "nat", "-D", "POSTROUTING", "1"]));
+        assert!(changed(&["-t", "nat", "-A", "SLUICE_POSTROUTING", "-j", "RETURN"]));
+        assert!(!changed(&["-t", "nat", "-D", "SLUICE_POSTROUTING", "-j", "RETURN"]));
+        assert!(changed(&["-t", "nat", "-D", "POSTROUTING", "-j", "SLUICE_POSTROUTING"]), "the jump is gone");
+    });
+}
+
+fn lifecycle(backend: Backend) {
+    let (host, tree) = (Ns::new(), TestCgroups::new(&format!("host-{backend}")));
+    let plan = plan(&tree);
     host.run(|| {
         let path = std::path::Path::new("/proc/thread-self/ns/net");
         let kernel = Arc::new(LinuxKernel::new(path).expect("own namespace"));

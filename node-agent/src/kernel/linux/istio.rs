@@ -133,6 +133,16 @@ fn rule(found: &Kept, family: u8) -> Rule {
     Rule { id: RuleId(id.map_or(0, u64::from_be_bytes)), bare, does: does.unwrap_or(Does::Else) }
 }
 
+/// Whether it goes on in a chain with a name like this.
+pub(super) fn jumps_to(found: &Kept, chain: impl Fn(&str) -> bool) -> bool {
+    let expressions = nf_attribute(found, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
+    attributes(expressions).any(|(_, expression)| {
+        let data = attribute(expression, NFTA_EXPR_DATA).unwrap_or_default();
+        let is_verdict = attribute(expression, NFTA_EXPR_NAME).map(string).as_deref() == Some("immediate");
+        is_verdict && matches!(verdict(data), Some(Does::Jump(name)) if chain(&name))
+    })
+}
+
 fn verdict(data: &[u8]) -> Option<Does> {
     let verdict = attribute(attribute(data, NFTA_IMMEDIATE_DATA)?, NFTA_DATA_VERDICT)?;
     let code = attribute(verdict, NFTA_VERDICT_CODE)?.try_into().ok().map(i32::from_be_bytes)?;

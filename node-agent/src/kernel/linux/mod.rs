@@ -23,6 +23,7 @@ mod rivals;
 mod route;
 mod ruleset;
 mod scratch;
+mod shared_tables;
 mod sockdiag;
 mod target;
 pub(super) mod trials;
@@ -171,7 +172,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
-        self.namespaces.enter_host(|| Ok(observed_rules()?.rules))
+        self.namespaces.enter_host(|| Ok(rules_with(Legacy::read()?, Ruleset::read_on_host()?).rules))
     }
 
     fn sockets(&self, netns: &Netns) -> Result<Vec<TcpSocket>, KernelError> {
@@ -239,7 +240,7 @@ struct Rules {
 }
 
 fn observed_rules() -> Result<Rules, KernelError> {
-    rules_with(Legacy::read()?)
+    Ok(rules_with(Legacy::read()?, Ruleset::read()?))
 }
 
 /// As [`observed_rules`]; with nothing in ip_tables and nf_tables at the generation of `before`, what that shows.
@@ -256,7 +257,7 @@ fn rules_since(before: &Observation) -> Result<Rules, KernelError> {
             foreign_nat: foreign_nat.clone(),
         });
     }
-    rules_with(legacy)
+    Ok(rules_with(legacy, Ruleset::read()?))
 }
 
 /// The rest of a look at the calling thread's namespace.
@@ -282,11 +283,11 @@ fn observation(rules: Rules) -> Result<Observation, KernelError> {
     })
 }
 
-fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
+fn rules_with(legacy: Legacy, ruleset: Option<Ruleset>) -> Rules {
     let mut foreign_nat = legacy.foreign_nat;
     let (mut parts, mut commits) = (vec![legacy.ours], None);
     let mut written_by: BTreeSet<Backend> = legacy.ours.map(|_| Backend::Iptables).into_iter().collect();
-    if let Some(ruleset) = Ruleset::read()? {
+    if let Some(ruleset) = ruleset {
         parts.extend([ruleset.iptables, ruleset.ours]);
         written_by.extend(ruleset.iptables.map(|_| Backend::Iptables));
         written_by.extend(ruleset.ours.map(|_| Backend::Nftables));
@@ -309,7 +310,7 @@ fn rules_with(legacy: Legacy) -> Result<Rules, KernelError> {
             Some(Fingerprint(hash.finish()))
         }
     };
-    Ok(Rules { rules, written_by, generation, commits, foreign_nat })
+    Rules { rules, written_by, generation, commits, foreign_nat }
 }
 
 /// Carries out ops in the calling thread's namespace.

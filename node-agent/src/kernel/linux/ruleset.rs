@@ -4,6 +4,7 @@
 //! or counts: handles, use counts, packet counters. So the same batch has the same fingerprint in every namespace.
 
 use super::netlink::{Conversation, Kept, Refused, Request, attribute, attributes, string};
+use super::shared_tables;
 use crate::kernel::{Fingerprint, KernelError};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use sluice_shared::contract::{IPTABLES_PREFIX, NFT_TABLE};
@@ -63,6 +64,9 @@ pub(super) struct Ruleset {
     pub(super) foreign_nat: BTreeSet<String>,
 }
 
+/// What of a table a fingerprint covers.
+type HashTable = fn(&mut Conversation, &Table, &Kept, &[Kept], &mut Hash) -> Result<(), Refused>;
+
 /// A hash that is the same on every machine and in every release: FNV-1a, 64 bits. Each piece is fed with its length.
 #[derive(Clone, Copy)]
 pub(super) struct Hash(u64);
@@ -70,16 +74,27 @@ pub(super) struct Hash(u64);
 impl Ruleset {
     /// Reads it; `None` when the kernel has no nf_tables.
     pub(super) fn read() -> Result<Option<Self>, KernelError> {
-        consistent(Self::read_once)
+        consistent(|conversation, generation| Self::read_once(conversation, generation, hash_table))
     }
 
-    fn read_once(conversation: &mut Conversation, generation: u32) -> Result<Self, Refused> {
+    /// As [`Ruleset::read`], on a host: of iptables' tables, which are others' too, the fingerprint covers what is ours.
+    pub(super) fn read_on_host() -> Result<Option<Self>, KernelError> {
+        consistent(|conversation, generation| {
+            Self::read_once(conversation, generation, shared_tables::hash_ours)
+        })
+    }
+
+    fn read_once(
+        conversation: &mut Conversation,
+        generation: u32,
+        of_iptables: HashTable,
+    ) -> Result<Self, Refused> {
         let chains = dump(conversation, libc::NFT_MSG_GETCHAIN, 0, &[])?;
         let our_table = Table { family: INET, name: NFT_TABLE.into() };
         let iptables_tables = iptables_tables(&chains);
         let foreign_nat = foreign_nat(&chains, &our_table, &iptables_tables);
-        let ours = fingerprint(conversation, std::slice::from_ref(&our_table), &chains)?;
-        let iptables = fingerprint(conversation, &iptables_tables, &chains)?;
+        let ours = fingerprint(conversation, std::slice::from_ref(&our_table), &chains, hash_table)?;
+        let iptables = fingerprint(conversation, &iptables_tables, &chains, of_iptables)?;
         Ok(Self { generation, ours, iptables_tables, iptables, foreign_nat })
     }
 }
@@ -145,6 +160,7 @@ fn fingerprint(
     conversation: &mut Conversation,
     tables: &[Table],
     chains: &[Kept],
+    hash_table: HashTable,
 ) -> Result<Option<Fingerprint>, Refused> {
     let mut hash = Hash::new();
     let mut found = false;
@@ -168,14 +184,8 @@ fn hash_table(
     chains: &[Kept],
     hash: &mut Hash,
 ) -> Result<(), Refused> {
-    hash.feed(&[table.family]);
-    // Flags too: a dormant table is all there, and does nothing.
-    select(header, &[NFTA_TABLE_NAME, NFTA_TABLE_FLAGS], hash);
-    for chain in chains.iter().filter(|chain| Table::of(chain, NFTA_CHAIN_TABLE).as_ref() == Some(table)) {
-        let written =
-            [NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_CHAIN_FLAGS];
-        select(chain, &written, hash);
-    }
+    hash_header(table, header, hash);
+    hash_chains(table, chains, hash);
     for rule in dump(conversation, libc::NFT_MSG_GETRULE, table.family, &[(NFTA_RULE_TABLE, &table.name)])? {
         select(&rule, &[NFTA_RULE_CHAIN], hash);
         let expressions = nf_attribute(&rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
@@ -192,6 +202,22 @@ fn hash_table(
         hash.feed(&hash_elements(&elements(conversation, table, &name)?).to_le_bytes());
     }
     Ok(())
+}
+
+pub(super) fn hash_header(table: &Table, header: &Kept, hash: &mut Hash) {
+    hash.feed(&[table.family]);
+    // Flags too: a dormant table is all there, and does nothing.
+    select(header, &[NFTA_TABLE_NAME, NFTA_TABLE_FLAGS], hash);
+}
+
+/// Those of the chains that are the table's.
+pub(super) fn hash_chains<'a>(table: &Table, chains: impl IntoIterator<Item = &'a Kept>, hash: &mut Hash) {
+    let written = [NFTA_CHAIN_NAME, NFTA_CHAIN_HOOK, NFTA_CHAIN_POLICY, NFTA_CHAIN_TYPE, NFTA_CHAIN_FLAGS];
+    for chain in chains {
+        if Table::of(chain, NFTA_CHAIN_TABLE).as_ref() == Some(table) {
+            select(chain, &written, hash);
+        }
+    }
 }
 
 /// The elements of a set come in the order of its hash table, which has a random seed: their sum does not depend on it.
@@ -269,7 +295,7 @@ pub(super) fn our_set_keys(set: &str) -> Result<Vec<Vec<u8>>, KernelError> {
 }
 
 /// An expression, but only its name when it counts packets.
-fn without_counts(expression: &[u8]) -> &[u8] {
+pub(super) fn without_counts(expression: &[u8]) -> &[u8] {
     match attribute(expression, NFTA_EXPR_NAME) {
         Some(name) if string(name) == "counter" => name,
         _ => expression,
