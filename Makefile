@@ -115,9 +115,10 @@ cluster-test: setup build cluster-bin images ## Prove on a Kubernetes of its own
 	$(SLUICE_BIN_DIR)/sluice-cluster test
 
 .PHONY: matrix
-matrix: plugin ## Prove cell by cell with which primary CNIs it works: target/reports/matrix.json, docs/support-matrix.md; CELL=name for one (needs root)
+matrix: plugin ## Prove cell by cell with which primary CNIs it works: target/reports/matrix.json, docs/support-matrix.md; CELL=name for one, WAY=name for one way (needs root)
 	cargo build -p sluice-agent -p sluice-e2e --bins
-	target/debug/sluice-matrix run $(if $(CELL),--cell $(CELL)) $(if $(WAY),--way $(WAY))
+	@! command -v go > /dev/null || ci/cluster cni-aws cni-flannel
+	target/debug/sluice-matrix run $(if $(CELL),--cell $(CELL)) $(if $(WAY),--way '$(WAY)')
 
 .PHONY: kind
 kind: images ## Check on kind clusters with kindnet, Calico, Cilium and flannel (needs Docker, kind, kubectl, helm and a network)
@@ -140,6 +141,7 @@ docs: ## Write docs/config.md anew from the agent's table of keys
 bless: docs ## Take what is generated now for right (golden files, docs); then read the diff
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-shared --tests
 	SLUICE_BLESS=1 cargo test --quiet -p sluice-agent --test admin --test doctor
+	SLUICE_BLESS=1 cargo test --quiet -p sluice-e2e --lib matrix::results
 
 .PHONY: bench
 bench: setup bench-install bench-plugin ## Measure, side by side, and write target/reports/bench-*.json (needs root)

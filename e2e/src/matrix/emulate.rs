@@ -5,6 +5,7 @@ use super::describe::{Addresses, Cell, Link, Side};
 use super::side;
 use super::words::{self, Kept, Words};
 use crate::lab::netns::Netns;
+use crate::lab::process::binary;
 use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -95,7 +96,7 @@ impl Emulation {
         self.results = dir.to_path_buf();
         let file = dir.join("emulation.json");
         std::fs::write(&file, serde_json::to_vec_pretty(&self)?)?;
-        let this = std::env::current_exe().context("which program is this?")?;
+        let this = binary("sluice-matrix")?;
         let script = format!("#!/bin/sh\nexec '{}' emulate '{}'\n", this.display(), file.display());
         let program = dir.join(name);
         std::fs::write(&program, script)?;

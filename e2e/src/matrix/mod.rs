@@ -7,7 +7,8 @@
 //! | [`programs`] | a primary's own programs |
 //! | [`stage`], `places`, `pods` | a standing cell |
 //! | [`checks`], [`snapshot`] | what is looked at |
-//! | [`run`], [`record`] | running all of it, and what came of it |
+//! | [`run`], [`workers`] | running a cell; running all of them |
+//! | [`record`], [`results`] | what came of it, in full and in short |
 //! | [`page`], [`picture`] | the support matrix for people |
 
 pub mod axes;
@@ -21,8 +22,10 @@ mod places;
 mod pods;
 pub mod programs;
 pub mod record;
+pub mod results;
 pub mod run;
 pub mod side;
 pub mod snapshot;
 pub mod stage;
 pub mod words;
+pub mod workers;

@@ -1,5 +1,6 @@
 //! What came of the cells, for programs: `target/reports/matrix.json`.
 
+use super::axes::variants;
 use super::describe::{Cell, Plugins};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -82,9 +83,28 @@ pub struct Reason {
 }
 
 impl Matrix {
-    /// Puts a cell's newest record in the place of an older one, and keeps the order of names.
-    pub fn put(&mut self, record: Record) {
-        self.cells.retain(|older| older.cell != record.cell);
+    /// Leaves out what the descriptions have no more: cells, and ways of them.
+    pub fn keep_known(&mut self, cells: &[Cell]) {
+        self.cells.retain_mut(|record| {
+            let cell = cells.iter().find(|cell| cell.cell == record.cell);
+            if let Some(cell) = cell {
+                let ways = variants(&cell.axes);
+                record.runs.retain(|run| ways.iter().any(|way| way.name == run.name));
+            }
+            cell.is_some()
+        });
+    }
+
+    /// Puts a cell's newest record in the place of an older one, and keeps the order of names. Of ways that were not
+    /// run again the older run stays, if `some_ways` of it were selected.
+    pub fn put(&mut self, mut record: Record, some_ways: bool) {
+        let older = self.cells.iter().position(|older| older.cell == record.cell);
+        let older = older.map(|place| self.cells.remove(place));
+        for run in older.into_iter().filter(|_| some_ways).flat_map(|older| older.runs) {
+            if !record.runs.iter().any(|newer| newer.name == run.name) {
+                record.ran(run);
+            }
+        }
         self.cells.push(record);
         self.cells.sort_by(|one, other| one.cell.cmp(&other.cell));
         self.ok = self.cells.iter().all(|record| record.ok);
@@ -110,17 +130,9 @@ impl Record {
         }
     }
 
-    /// Every limit that was met, with the runs and the checks that met it.
-    #[must_use]
-    pub fn limits(&self) -> BTreeMap<Reason, Vec<(String, String)>> {
-        let mut limits = BTreeMap::<_, Vec<_>>::new();
-        for run in &self.runs {
-            for outcome in &run.checks {
-                if let Some(reason) = &outcome.limit {
-                    limits.entry(reason.clone()).or_default().push((run.name.clone(), outcome.check.clone()));
-                }
-            }
-        }
-        limits
+    /// One more way was run.
+    pub fn ran(&mut self, run: Run) {
+        self.ok &= run.ok;
+        self.runs.push(run);
     }
 }

@@ -4,8 +4,9 @@ use super::axes::{Variant, variants};
 use super::checks::{self, Check};
 use super::describe::{Cell, Limit, Plugins};
 use super::programs::built_plugins;
-use super::record::{Outcome, Reason, Record, Run};
+use super::record::{Outcome, Run};
 use super::stage::Stage;
+use super::workers::Said;
 use crate::lab::agent::PATIENCE;
 use crate::lab::cni::chains;
 use crate::lab::outer::Outer;
@@ -27,45 +28,35 @@ pub struct Selection {
     pub ways: Vec<String>,
 }
 
-/// Runs a cell in every way that is selected. Nothing that goes wrong ends it.
-#[must_use]
-pub fn cell(outer: &Outer, cell: &Cell, common: &[Limit], selection: &Selection) -> Record {
-    let mut record = Record::of(cell);
-    match missing(cell) {
-        Ok(missing) if !missing.is_empty() && !cell.optional.is_empty() => {
-            record.not_run = Some(format!("{} (missing: {})", cell.optional, missing.join(", ")));
-            println!("not run: {}", record.not_run.as_deref().unwrap_or_default());
-            return record;
-        }
-        // The runner says which one it misses, where it looked.
-        _ => {}
+/// Runs a cell in every way that is selected, and tells of each. Nothing that goes wrong ends it.
+pub fn cell(outer: &Outer, cell: &Cell, common: &[Limit], selection: &Selection, mut tell: impl FnMut(Said)) {
+    // Where one is missing and must not be, the runner says which, and where it looked.
+    if let Ok(missing) = missing(cell)
+        && !missing.is_empty()
+        && !cell.optional.is_empty()
+    {
+        return tell(Said::NotRun(format!("{} (missing: {})", cell.optional, missing.join(", "))));
     }
     let limits: Vec<&Limit> = cell.cannot.iter().chain(common).collect();
     for (number, variant) in variants(&cell.axes).iter().enumerate() {
-        if !selection.ways.is_empty() && !selection.ways.contains(&variant.name) {
-            continue;
+        if selection.has(&variant.name) {
+            let world = format!("{}-{number}", cell.cell);
+            tell(Said::Ran(way(outer, &world, cell, variant, &limits)));
         }
-        let world = format!("{}-{number}", cell.cell);
-        let run = way(outer, &world, cell, variant, &limits);
-        let failed: Vec<_> = run.checks.iter().filter(|outcome| !outcome.ok).collect();
-        let met = run.checks.iter().filter(|outcome| outcome.limit.is_some()).count();
-        println!(
-            "  {} {:<34} {:>2} checks, {met} limits, {:.1} s",
-            if run.ok { "ok  " } else { "FAIL" },
-            run.name,
-            run.checks.len(),
-            run.seconds
-        );
-        for outcome in failed {
-            println!("       {}: {}", outcome.check, outcome.detail.replace('\n', "\n         "));
-        }
-        record.ok &= run.ok;
-        record.runs.push(run);
     }
-    record
 }
 
-fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Limit]) -> Run {
+impl Selection {
+    /// Whether a way of this name is run.
+    #[must_use]
+    pub fn has(&self, way: &str) -> bool {
+        self.ways.is_empty() || self.ways.iter().any(|name| name == way)
+    }
+}
+
+/// Runs a cell in one way.
+#[must_use]
+pub fn way(outer: &Outer, world: &str, cell: &Cell, variant: &Variant, limits: &[&Limit]) -> Run {
     let begun = Instant::now();
     let mut axes = variant.values(&variant.probes);
     let checks = match Stage::stand(outer, world, cell, variant) {
@@ -96,7 +87,6 @@ fn judged(
     limits: &[&Limit],
 ) -> Outcome {
     let limit = limit_of(check, axes, limits);
-    let reason = |limit: &Limit| Reason { because: limit.because.clone(), instead: limit.instead.clone() };
     let (ok, limit, detail) = match (outcome, limit) {
         (Ok(detail), None) => (true, None, detail),
         (Ok(detail), Some(limit)) => (
@@ -105,15 +95,14 @@ fn judged(
             format!("it holds, though a limit says that it cannot ({}): {detail}", limit.because),
         ),
         (Err(why), None) => (false, None, format!("{why:#}")),
-        (Err(why), Some(limit)) => (true, Some(reason(limit)), format!("{why:#}")),
+        (Err(why), Some(limit)) => (true, Some(limit.reason()), format!("{why:#}")),
     };
     Outcome { check: check.name.to_owned(), ok, limit, detail }
 }
 
 /// Why a check cannot hold, if it cannot.
 fn limit_of<'a>(check: &Check, axes: &BTreeMap<String, String>, limits: &[&'a Limit]) -> Option<&'a Limit> {
-    let names_it = |limit: &&&Limit| limit.checks.iter().any(|name| name == check.name);
-    limits.iter().filter(names_it).find(|limit| limit.holds_at(axes)).copied()
+    Limit::first(limits.iter().copied(), check.name, axes)
 }
 
 /// Plugins of the chain that are nowhere to be found.

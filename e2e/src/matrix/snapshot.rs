@@ -1,6 +1,8 @@
 //! Everything that can be configured in a network namespace, as text: two snapshots are equal, byte for byte, or they
 //! say where they differ.
 
+use crate::lab::agent::PATIENCE;
+use crate::lab::eventually;
 use crate::lab::netns::Netns;
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
@@ -34,6 +36,7 @@ impl Snapshot {
     /// # Errors
     /// When a program is missing or fails.
     pub fn take(netns: &Netns) -> Result<Self> {
+        settle(netns)?;
         let mut parts = BTreeMap::new();
         for (name, look) in LOOKS {
             parts.insert(name.to_owned(), netns.must("sh", &["-c", look])?);
@@ -78,16 +81,28 @@ impl Snapshot {
                     let absent = these.lines().filter(|line| !those.lines().any(|other| other == *line));
                     absent.map(|line| format!("{name}: {sign}{line}")).collect()
                 };
-                differences.extend(only(before, after, '-'));
-                differences.extend(only(after, before, '+'));
-                if differences.is_empty() {
-                    differences.push(format!("{name}: the order is another"));
+                let mut lines = only(before, after, '-');
+                lines.extend(only(after, before, '+'));
+                if lines.is_empty() {
+                    let moved = before.lines().zip(after.lines()).find(|(before, after)| before != after);
+                    lines.push(format!("{name}: the order is another, from {moved:?} on"));
                 }
+                differences.extend(lines);
             }
         }
         ensure!(differences.is_empty(), "not as before:\n{}", differences.join("\n"));
         Ok(self.0.values().map(String::len).sum())
     }
+}
+
+/// Waits until every address has been looked for on its link: what the kernel does itself afterwards is nobody's change.
+fn settle(netns: &Netns) -> Result<()> {
+    eventually("duplicate address detection to end", PATIENCE, || {
+        let shown = netns.must("ip", &["-o", "-6", "addr", "show", "tentative"])?;
+        let open: Vec<_> = shown.lines().filter(|line| !line.contains("dadfailed")).collect();
+        ensure!(open.is_empty(), "{open:?}");
+        Ok(())
+    })
 }
 
 fn read(path: &Path, into: &mut String) {

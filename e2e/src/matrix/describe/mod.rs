@@ -5,8 +5,9 @@
 
 mod parts;
 
-pub use parts::{Addresses, Axes, Config, Families, Fault, Limit, Link, Plugins, Secondary, Side};
+pub use parts::{Absence, Addresses, Axes, Config, Families, Fault, Limit, Link, Plugins, Secondary, Side};
 
+use super::record::Reason;
 use crate::lab::cni::NetworkList;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -224,6 +225,23 @@ impl Limit {
         Ok(limits)
     }
 
+    /// The first that says of a check that it cannot hold where the axes have these values.
+    #[must_use]
+    pub fn first<'a>(
+        limits: impl IntoIterator<Item = &'a Self>,
+        check: &str,
+        values: &BTreeMap<String, String>,
+    ) -> Option<&'a Self> {
+        let mut limits = limits.into_iter();
+        limits.find(|limit| limit.checks.iter().any(|name| name == check) && limit.holds_at(values))
+    }
+
+    /// Why, and what to do.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        Reason { because: self.because.clone(), instead: self.instead.clone() }
+    }
+
     fn agree(&self) -> Result<(), String> {
         for key in self.at.keys() {
             if !crate::matrix::axes::NAMES.contains(&key.as_str()) {
@@ -240,6 +258,16 @@ impl Limit {
             return Err("cannot.because: a limit without a reason".into());
         }
         Ok(())
+    }
+}
+
+impl Absence {
+    /// Reads what was not run.
+    ///
+    /// # Errors
+    /// Which key, and what is wrong.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, DescribeError> {
+        parse(path)
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Axes {
     pub bridge_nf_call: Vec<u8>,
     /// What else stands in the way.
     pub faults: Vec<Fault>,
+    /// Whether every two values of two axes come together in some way; faults come with doors only.
+    pub pairs: bool,
 }
 
 /// Which families a pod has.
@@ -164,15 +166,28 @@ pub struct Limit {
     pub instead: String,
 }
 
+/// What was not run at all, and why.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Absence {
+    /// What.
+    pub what: String,
+    /// Why it cannot be run here.
+    pub why: String,
+    /// What was run in its place, if anything.
+    pub instead: String,
+}
+
 impl Default for Axes {
     fn default() -> Self {
         Self {
             families: vec![Families::Dual, Families::V4, Families::V6, Families::V6Disabled],
             backends: vec!["nftables".into(), "iptables".into()],
             rp_filter: vec![0, 1, 2],
-            probes: vec!["snat".into(), "source".into(), "none".into(), "auto".into()],
+            probes: ["snat", "cookie", "source", "none", "auto"].map(String::from).to_vec(),
             bridge_nf_call: Vec::new(),
             faults: Vec::new(),
+            pairs: false,
         }
     }
 }
