@@ -96,8 +96,9 @@ fn earlier(path: &Path) -> Matrix {
 /// On what it was run, and when.
 fn setting() -> Result<String> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let kernel = kernel.trim().split('-').next().unwrap_or_default().to_owned();
     let (day, machine) = (jiff::Timestamp::now().strftime("%F"), std::env::consts::ARCH);
-    Ok(format!("Run on {day}, Linux {}, {machine}.", kernel.trim()))
+    Ok(format!("Run on {day}, Linux {kernel}, {machine}."))
 }
 
 impl Progress {
