@@ -99,7 +99,8 @@ chart-test: cluster-bin ## Check the chart with real helm and the API server's o
 	cargo test -p sluice-install --test chart -- --ignored
 
 .PHONY: cluster-up
-cluster-up: setup build cluster-bin ## Start Kubernetes on this machine, in the background (needs root)
+cluster-up: setup build ## Start Kubernetes on this machine, in the background (needs root, Go)
+	@ci/cluster kubernetes
 	$(SLUICE_BIN_DIR)/sluice-cluster up
 
 .PHONY: cluster-down
@@ -111,7 +112,8 @@ cluster-shell: ## Open a shell with kubectl ready
 	$(SLUICE_BIN_DIR)/sluice-cluster shell
 
 .PHONY: cluster-test
-cluster-test: setup build cluster-bin images ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root)
+cluster-test: setup build images ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root, Go)
+	@ci/cluster kubernetes helm
 	$(SLUICE_BIN_DIR)/sluice-cluster test
 
 .PHONY: matrix
