@@ -112,8 +112,8 @@ cluster-shell: ## Open a shell with kubectl ready
 	$(SLUICE_BIN_DIR)/sluice-cluster shell
 
 .PHONY: cluster-test
-cluster-test: setup build images ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root, Go)
-	@ci/cluster kubernetes helm
+cluster-test: setup ## Prove on a Kubernetes of its own what Sluice does, and write target/reports/cluster.json (needs root, Go)
+	@ci/side-by-side "ci/cluster kubernetes helm" "$(MAKE) build images"
 	$(SLUICE_BIN_DIR)/sluice-cluster test
 
 .PHONY: matrix

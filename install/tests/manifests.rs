@@ -132,7 +132,7 @@ fn the_agent_may_ask_for_this_and_nothing_else() {
         }
         let expected = [
             ("pods", set(["get", "list", "watch"])),
-            ("namespaces", set(["get", "list", "watch"])),
+            ("namespaces", set(["list", "watch"])),
             ("pods/status", set(["patch"])),
             ("events", set(["create", "patch"])),
             ("nodes", set(["get"])),

@@ -1,11 +1,12 @@
 //! Load that counts: connections that stay and ping, and new ones at a rate.
 
 use super::ask::{exchange, resolve};
-use super::totals::Totals;
+use super::totals::{Totals, milliseconds};
 use crate::lab::traffic::CLIENT_PORTS;
 use crate::lab::traffic::dial::{Answer, Dial};
 use anyhow::{Context, Result, anyhow};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,6 +46,8 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     plan: Plan,
     totals: Mutex<Totals>,
+    /// When each connection that stays, by its number, was answered last; only of those that are open.
+    heard: Mutex<BTreeMap<usize, Instant>>,
     /// The next target.
     turn: AtomicUsize,
     /// The next source port. Of its own: a connection that took two turns would skip every other target.
@@ -60,6 +63,7 @@ impl Client {
         Self(Arc::new(Inner {
             plan,
             totals: Mutex::new(totals),
+            heard: Mutex::default(),
             turn: AtomicUsize::default(),
             port: AtomicUsize::default(),
         }))
@@ -68,14 +72,17 @@ impl Client {
     /// What it did until now.
     #[must_use]
     pub fn totals(&self) -> Totals {
-        self.counted().clone()
+        let mut totals = self.counted().clone();
+        let longest = self.heard().values().map(Instant::elapsed).max().unwrap_or_default();
+        totals.live.silent_ms = milliseconds(longest);
+        totals
     }
 
     /// Runs until stopped. New connections that are on their way then are waited for; those that stay are closed.
     pub async fn run(&self, mut stopped: watch::Receiver<bool>) {
         let mut live = JoinSet::new();
-        for _ in 0..self.0.plan.live {
-            live.spawn(self.clone().keep());
+        for number in 0..self.0.plan.live {
+            live.spawn(self.clone().keep(number));
         }
         let mut new = JoinSet::new();
         let rate = self.0.plan.per_second;
@@ -112,8 +119,8 @@ impl Client {
         }
     }
 
-    /// Keeps one connection open, for ever.
-    async fn keep(self) {
+    /// Keeps connection `number` open, for ever.
+    async fn keep(self, number: usize) {
         loop {
             let opened = async {
                 let mut stream = self.connect().await?;
@@ -122,10 +129,12 @@ impl Client {
             };
             match opened.await {
                 Ok((mut stream, answer)) => {
+                    self.heard().insert(number, Instant::now());
                     self.counted().opened(&answer);
                     self.compare(&answer, "first");
-                    let (pings, error) = self.ping(&mut stream).await;
+                    let (pings, error) = self.ping(number, &mut stream).await;
                     self.counted().lost(pings, &error);
+                    self.heard().remove(&number);
                     tell("live", &error);
                 }
                 Err(error) => {
@@ -138,17 +147,18 @@ impl Client {
     }
 
     /// Pings until it fails; how often it did not, and why it did.
-    async fn ping(&self, stream: &mut BufReader<TcpStream>) -> (u64, anyhow::Error) {
-        for number in 0.. {
+    async fn ping(&self, number: usize, stream: &mut BufReader<TcpStream>) -> (u64, anyhow::Error) {
+        for pings in 0.. {
             sleep(self.0.plan.ping_every).await;
             let begun = Instant::now();
-            let line = format!("ping {number}");
+            let line = format!("ping {pings}");
             match self.say(stream, &line).await {
                 Ok(answer) => {
+                    self.heard().insert(number, Instant::now());
                     self.counted().pinged(&answer, begun.elapsed());
                     self.compare(&answer, &line);
                 }
-                Err(error) => return (number, error),
+                Err(error) => return (pings, error),
             }
         }
         (u64::MAX, anyhow!("no number is left"))
@@ -196,6 +206,10 @@ impl Client {
 
     fn counted(&self) -> MutexGuard<'_, Totals> {
         self.0.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, BTreeMap<usize, Instant>> {
+        self.0.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

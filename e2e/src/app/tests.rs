@@ -213,3 +213,33 @@ fn totals_are_read_as_they_are_written() {
     assert!(text.contains("slowestMs"), "{text}");
     assert_eq!(serde_json::from_str::<Totals>(&text).unwrap(), totals);
 }
+
+#[tokio::test]
+async fn load_tells_of_a_connection_that_nothing_comes_through_any_more() {
+    let server = Server::start(plan()).await.unwrap();
+    let to = address(&server, "tcp");
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    // Passes the first connection on, and of the second only the first line.
+    let relay = tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        let (mut second, _) = listener.accept().await.unwrap();
+        let mut to_first = TcpStream::connect(to).await.unwrap();
+        let mut to_second = TcpStream::connect(to).await.unwrap();
+        let stall = async {
+            let mut line = [0; 256];
+            let length = second.read(&mut line).await.unwrap();
+            to_second.write_all(&line[..length]).await.unwrap();
+            let length = to_second.read(&mut line).await.unwrap();
+            second.write_all(&line[..length]).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        let pass = tokio::io::copy_bidirectional(&mut first, &mut to_first);
+        tokio::join!(stall, pass).1.unwrap();
+    });
+    let silent = |totals: &Totals| totals.live.silent_ms >= 200 && totals.live.pings >= 10;
+    let totals = run(Load { live: 2, ..load(at) }, silent).await;
+    relay.abort();
+    assert_eq!((totals.live.open, totals.live.lost), (2, 0), "{totals:?}");
+    server.finish().await;
+}

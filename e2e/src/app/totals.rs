@@ -8,7 +8,7 @@ use std::time::Duration;
 /// How many failures are remembered in words.
 const REMEMBERED: usize = 20;
 
-/// Everything that a client counts. Numbers only grow, but for [`Live::open`].
+/// Everything that a client counts. Numbers only grow, but for [`Live::open`] and [`Live::silent_ms`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Totals {
@@ -62,6 +62,9 @@ pub struct Live {
     pub pings: u64,
     /// The longest time to an answer, in milliseconds.
     pub slowest_ms: u64,
+    /// How long ago the one of them that was answered longest ago was answered, in milliseconds: one that stalls is not
+    /// lost yet, and the others go on.
+    pub silent_ms: u64,
     /// Connections whose first answer came from a server that saw the client's own socket.
     pub direct: u64,
     /// Connections whose first answer came through a proxy.
@@ -143,6 +146,7 @@ fn is_reset(error: &anyhow::Error) -> bool {
     kinds.into_iter().any(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+/// Whole ones; as many as there can be of what is longer.
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

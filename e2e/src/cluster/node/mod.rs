@@ -149,6 +149,12 @@ impl Node {
         }
     }
 
+    /// Its primary CNI's network configuration list.
+    #[must_use]
+    pub fn primary_list(&self) -> PathBuf {
+        self.place.disk("etc/cni/net.d").join(self.primary.file_name())
+    }
+
     /// Its name, as Kubernetes knows it.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -7,11 +7,12 @@ use super::shapes::{ECHO, Shape, namespace, service};
 use super::stage::{PATIENCE, Stage};
 use crate::app::totals::Totals;
 use crate::cluster::watch::seen::Pod;
-use anyhow::{Context, Result, ensure};
+use crate::lab::eventually;
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The namespace that joins and leaves the mesh.
 pub const DEMO: &str = "demo";
@@ -180,7 +181,7 @@ pub fn paths(stage: &Stage, clients: &[(&str, &str)]) -> Result<(u64, u64)> {
 /// How they go instead.
 pub fn until_paths(stage: &Stage, proxied: bool) -> Result<String> {
     let clients = CLIENTS.map(|client| (DEMO, client));
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     loop {
         let (direct, through) = paths(stage, &clients)?;
         let as_wanted = if proxied { direct == 0 && through > 0 } else { through == 0 && direct > 0 };
@@ -194,21 +195,38 @@ pub fn until_paths(stage: &Stage, proxied: bool) -> Result<String> {
 
 impl Counted {
     /// Fails if since `self` a connection was lost, refused or answered wrongly, or none was made, or a client began
-    /// anew.
+    /// anew. Waits until each connection that stays was answered once more: one that nothing comes through any more is
+    /// lost only when its client's patience ends.
     ///
     /// # Errors
     /// Of which client, and its last words.
     pub fn unharmed(&self, stage: &Stage) -> Result<String> {
+        let asked = Instant::now();
         let mut sum = Since::default();
         for (name, before) in &self.0 {
-            let (namespace, pod) = name.split_once('/').context("a name without a namespace")?;
-            sum.add(name, before, &stage.totals(namespace, pod)?)?;
+            sum.add(name, before, &once_answered(stage, name, asked)?)?;
         }
         Ok(format!(
             "{} connections that stayed, with {} pings, and {} new ones, none lost; slowest answer so far {} ms",
             sum.open, sum.pings, sum.new, sum.slowest_ms
         ))
     }
+}
+
+/// What a client counted once all that should stay are open, and each of them was answered after `asked`.
+fn once_answered(stage: &Stage, name: &str, asked: Instant) -> Result<Totals> {
+    let (namespace, pod) = name.split_once('/').context("a name without a namespace")?;
+    eventually(&format!("every connection of {name} to be answered"), PATIENCE, || {
+        let since = asked.elapsed();
+        let totals = stage.totals(namespace, pod)?;
+        let live = &totals.live;
+        let all = live.open == live.wanted && u128::from(live.silent_ms) < since.as_millis();
+        if all {
+            return Ok(totals);
+        }
+        sleep(Duration::from_millis(100));
+        bail!("{} of {} are open; one was answered {} ms ago", live.open, live.wanted, live.silent_ms)
+    })
 }
 
 /// What clients did between two looks.

@@ -3,12 +3,13 @@
 //!
 //! [`stage`] is what the scenarios share, [`scenario`] has them all, in order. [`lives`] and [`leaks`] are the judge of
 //! a capture, [`audit`] that of the requests, [`patches`] that of what they wrote, [`sandboxes`] that of those that
-//! failed, [`restarts`] that of the agents' own; all are pure.
+//! failed, [`restarts`] that of the agents' own; all are pure. [`families`] takes IPv6 from the primary CNIs for a while.
 
 pub mod audit;
 pub mod container_log;
 pub mod demo;
 pub mod evidence;
+pub mod families;
 pub mod leaks;
 pub mod lives;
 pub mod manifests;

@@ -3,6 +3,7 @@
 use super::{each, nothing_left, until_all};
 use crate::cluster::test::audit::{self, Requests};
 use crate::cluster::test::demo::{self, DEMO};
+use crate::cluster::test::families::Ipv4Only;
 use crate::cluster::test::shapes::{Shape, TOTALS, namespace};
 use crate::cluster::test::stage::Stage;
 use crate::cluster::watch::seen::Pod;
@@ -37,7 +38,7 @@ pub fn scale(stage: &mut Stage, report: &mut Report) {
     });
     report.check("in steady state, ADD costs the API server no request", || {
         let requests = requests(stage, made()?.0)?;
-        ensure!(requests.others() == 0, "{requests}");
+        ensure!(requests.others() + requests.events == 0, "{requests}");
         Ok(requests.to_string())
     });
     report.check("one status patch for each new pod: its state changed once", || {
@@ -58,22 +59,34 @@ pub fn scale(stage: &mut Stage, report: &mut Report) {
     });
 }
 
-/// 100 pods at once, on all nodes.
+/// 100 pods at once, on all nodes. Without IPv6, where the primary CNI lets us: then no sandbox may fail for whatever
+/// reason.
 pub fn burst(stage: &mut Stage, report: &mut Report) {
     report.step("100 pods of the mesh at once, on all nodes");
+    let ipv4_only = Ipv4Only::set(stage);
     let wire = stage.listen();
     let begun = Instant::now();
     let made = || -> Result<Vec<Pod>> {
+        ipv4_only.as_ref().map_err(|why| anyhow!("{why:#}"))?;
         stage.apply(&[namespace(BURST, Some("ambient")), talkative(stage, BURST)?.deployment(100)])?;
         until_all(stage, BURST, 100, captured)
     };
     let made = made();
     let made = || made.as_ref().map_err(|why| anyhow!("{why:#}"));
     let took = begun.elapsed();
-    report.check("a burst of 100 pods: all captured, none restarted, no sandbox failed for us", || {
+    report.check("a burst of 100 pods: all captured, none restarted, no sandbox failed", || {
         let said = without_failures(stage, BURST, made()?)?;
+        let failed = stage.failed_sandboxes(BURST)?;
+        let excused = matches!(ipv4_only, Ok(None));
+        ensure!(
+            excused || failed.count() == 0,
+            "{} sandboxes failed: {:?}",
+            failed.count(),
+            failed.0.keys().next()
+        );
         Ok(format!("{said}, after {:.0} s", took.as_secs_f32()))
     });
+    drop(ipv4_only);
     report.check("a burst of 100 pods: none of their SYNs uncaptured", || {
         stage.judge(wire)?.must_hold(&each(made()?))
     });

@@ -2,14 +2,23 @@
 
 use super::{must_not_restart, told_of_end};
 use crate::cluster::test::demo::{self, CLIENTS, Counted, DEMO, OUTSIDE, OUTSIDER, PODS};
+use crate::cluster::test::shapes::{HTTP, Shape};
 use crate::cluster::test::stage::Stage;
+use crate::cluster::watch::What;
+use crate::cluster::watch::seen::Object;
 use crate::lab::capture::{Capture, Packets};
 use crate::lab::report::Report;
 use anyhow::{Result, anyhow, ensure};
+use serde_json::json;
 use sluice_shared::contract::PORT_HBONE;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
 
 /// A client that begins while the namespace is in the mesh: its connections go through ztunnel when it leaves.
 const PROXIED: &str = "client-3";
+/// A server that the kubelet asks each second over the pod's own address. Nobody else talks to it: one answer that does
+/// not come in time is one too many, and makes it not Ready.
+const PROBED: &str = "probed";
 
 /// In and out.
 pub fn join_and_leave(stage: &mut Stage, report: &mut Report) {
@@ -19,8 +28,9 @@ pub fn join_and_leave(stage: &mut Stage, report: &mut Report) {
 
 fn join(stage: &Stage, report: &mut Report) {
     report.step("kubectl label namespace demo istio.io/dataplane-mode=ambient, under load");
-    let prepared = demo::set(stage);
+    let prepared = demo::set(stage).and_then(|()| set_probed(stage));
     let everywhere = stage.listen();
+    let begun = SystemTime::now();
     let seen = || -> Result<(Counted, Packets)> {
         prepared?;
         let wire = Capture::start(stage.cluster().fabric(), stage.node(1)?.link(), stage.captures())?;
@@ -46,6 +56,7 @@ fn join(stage: &Stage, report: &mut Report) {
     report.check("joining: no uncaptured SYN of a pod of the mesh", || {
         stage.judge(everywhere)?.must_hold(&demo::talkers(stage)?)
     });
+    report.check("joining: the kubelet's probes reach them all the time", || always_ready(stage, begun));
     report.check("joining: a client outside still reaches them, and is not captured itself", || {
         let outsider = stage.pod(OUTSIDE, OUTSIDER)?;
         ensure!(outsider.redirection.is_none(), "its annotation says {:?}", outsider.redirection);
@@ -57,6 +68,7 @@ fn join(stage: &Stage, report: &mut Report) {
 
 fn leave(stage: &Stage, report: &mut Report) {
     report.step("kubectl label namespace demo istio.io/dataplane-mode-");
+    let begun = SystemTime::now();
     let left = || -> Result<Counted> {
         let servers = stage.until_ready(DEMO, &["server-1", "server-2"])?;
         let targets = [demo::echo(&servers[0], false)?, demo::echo(&servers[1], true)?];
@@ -79,6 +91,7 @@ fn leave(stage: &Stage, report: &mut Report) {
     });
     report.check("leaving: every new connection is direct", || demo::until_paths(stage, false));
     report.check("leaving: open connections are kept, through ztunnel or not", || left()?.unharmed(stage));
+    report.check("leaving: the kubelet's probes reach them all the time", || always_ready(stage, begun));
     report.check(
         "leaving: ztunnel is told once the last of a pod's connections through it has ended",
         || {
@@ -91,7 +104,32 @@ fn leave(stage: &Stage, report: &mut Report) {
         },
     );
     report.check("back in the mesh for what follows", || {
+        stage.kubectl(&["delete", "pod", "--namespace", DEMO, PROBED, "--wait=false"])?;
         demo::set_in_mesh(stage)?;
         demo::until_paths(stage, true)
     });
+}
+
+fn set_probed(stage: &Stage) -> Result<()> {
+    let mut probe = json!({"httpGet": {"path": "/healthz", "port": HTTP}});
+    for (key, value) in [("periodSeconds", 1), ("timeoutSeconds", 3), ("failureThreshold", 1)] {
+        probe[key] = json!(value);
+    }
+    let server = Shape::server(DEMO, PROBED).on("node1").with_in_container("readinessProbe", probe);
+    stage.apply(&[server.pod()])?;
+    stage.until_ready(DEMO, &[PROBED]).map(drop)
+}
+
+/// Fails if the kubelet's probes did not reach [`PROBED`] at some time since `begun`.
+fn always_ready(stage: &Stage, begun: SystemTime) -> Result<String> {
+    // One that was sent just now is to be heard of.
+    sleep(Duration::from_secs(4));
+    for change in stage.log().iter().filter(|change| change.at >= begun) {
+        let What::Is(Object::Pod(pod)) = &change.what else { continue };
+        let after = change.at.duration_since(begun).unwrap_or_default().as_secs_f32();
+        let is_one = pod.namespace == DEMO && pod.name == PROBED;
+        ensure!(!is_one || pod.ready, "{PROBED} was not Ready after {after:.1} s");
+    }
+    stage.until_ready(DEMO, &[PROBED])?;
+    Ok(format!("{PROBED} was Ready for {:.0} s", begun.elapsed().unwrap_or_default().as_secs_f32()))
 }

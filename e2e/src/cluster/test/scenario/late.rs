@@ -1,11 +1,10 @@
 //! Sluice comes to a cluster whose pods run already.
 
-use super::AGENT;
-use crate::cluster::test::audit;
-use crate::cluster::test::patches;
-use crate::cluster::test::processes;
+use super::{AGENT, each};
+use crate::cluster::test::demo::{self, OUTSIDE, PLAIN};
 use crate::cluster::test::shapes::{Shape, namespace};
 use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::cluster::test::{audit, patches, processes};
 use crate::cluster::watch::seen::Pod;
 use crate::lab::report::Report;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -16,6 +15,11 @@ const NODE: &str = "node1";
 const PODS: usize = 110;
 /// From the agent's start until the last pod is captured, with ztunnel there.
 const LIMIT: Duration = Duration::from_secs(3);
+/// How many of them are made to connect.
+const ASKED: usize = 5;
+/// What the agent says when it has found a pod's namespace, and whose word it had.
+const FOUND: &str = "found the network namespace of a running pod";
+const RUNTIME: &str = "the runtime";
 /// Requests of one agent at its start, besides watches, status patches and events.
 const REQUESTS: usize = 4;
 
@@ -59,11 +63,27 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
             LIMIT.as_secs()
         ),
         || {
-            let took = adoption(stage)?;
-            ensure!(took <= LIMIT, "it took {:.2} s", took.as_secs_f32());
-            Ok(format!("the last one after {:.2} s", took.as_secs_f32()))
+            let Adoption { took, ztunnel_after, found_by_runtime } = adoption(stage)?;
+            let (took_s, after) = (took.as_secs_f32(), ztunnel_after.as_secs_f32());
+            ensure!(took <= LIMIT, "it took {took_s:.2} s; ztunnel came {after:.2} s after the agent");
+            ensure!(found_by_runtime >= PODS, "the runtime named the namespaces of {found_by_runtime} only");
+            Ok(format!(
+                "the last one after {took_s:.2} s; ztunnel came {after:.2} s after the agent; all by the runtime's word"
+            ))
         },
     );
+    let wire = stage.listen();
+    report.check("their connections go through ztunnel from then on", || {
+        let adopted = adopted.as_ref().map_err(|why| anyhow!("{why:#}"))?;
+        demo::set(stage)?;
+        let to = demo::echo(&stage.pod(OUTSIDE, PLAIN)?, true)?;
+        let some: Vec<_> = adopted.iter().step_by(PODS / ASKED).collect();
+        for pod in &some {
+            let program = ["/usr/local/bin/sluice-app", "once", "--to", &to, "--expect", "proxied"];
+            stage.kubectl(&[&["exec", "--namespace", NAMESPACE, &pod.name, "--"][..], &program].concat())?;
+        }
+        stage.judge(wire)?.must_hold(&each(some.iter().copied()))
+    });
     report.check(&format!("at its start an agent sends at most {REQUESTS} requests besides watches"), || {
         let requests = audit::of_agents(&stage.cluster().audit().requests()?, began..SystemTime::now())?;
         ensure!(!requests.is_empty(), "the audit log has no request of an agent");
@@ -94,21 +114,42 @@ pub fn install(stage: &mut Stage, report: &mut Report) {
     });
 }
 
-/// From the agent's start, or ztunnel's connection if that was later, until the agent said that the last pod is
-/// captured.
-fn adoption(stage: &Stage) -> Result<Duration> {
+/// How the crowd was adopted.
+struct Adoption {
+    /// From the agent's start, or ztunnel's connection if that was later, until the agent said that the last pod is
+    /// captured: how soon a ztunnel comes that waited for an agent is up to its own back-off.
+    took: Duration,
+    /// From the agent's start until ztunnel's connection.
+    ztunnel_after: Duration,
+    /// How many namespaces were found by the runtime's word, the strongest there is.
+    found_by_runtime: usize,
+}
+
+fn adoption(stage: &Stage) -> Result<Adoption> {
     let (agent, ztunnel) = (stage.agent(NODE)?, stage.ztunnel(NODE)?);
     let started = processes::program(&agent, "sluice-agent")?.started()?;
     let connected = stage.said(&ztunnel, super::ZTUNNEL)?;
     let connected = connected.iter().find(|line| line.text.contains(r#""connected""#));
-    let from = started.max(connected.context("ztunnel never connected")?.at);
+    let connected = connected.context("ztunnel never connected")?.at;
+    let from = started.max(connected);
     let said = stage.said(&agent, AGENT)?;
-    let is_capture = |text: &str| {
-        let enabled = text.contains("state=enabled") || text.contains(r#""state":"enabled""#);
-        enabled && text.contains(&format!("{NAMESPACE}/"))
-    };
-    let captured: Vec<_> = said.iter().filter(|line| is_capture(&line.text)).collect();
+    let of_crowd = said.iter().filter(|line| line.text.contains(&format!("{NAMESPACE}/")));
+    let (mut captured, mut found_by_runtime) = (Vec::new(), 0);
+    for line in of_crowd {
+        let says = |key: &str, value: &str| {
+            line.text.contains(&format!("{key}={value}"))
+                || line.text.contains(&format!(r#""{key}":"{value}"#))
+        };
+        if says("state", "enabled") {
+            captured.push(line.at);
+        }
+        found_by_runtime += usize::from(line.text.contains(FOUND) && says("way", RUNTIME));
+    }
     ensure!(captured.len() >= PODS, "the agent's log tells of {} of {PODS} captures", captured.len());
-    let last = captured.iter().map(|line| line.at).max().unwrap_or(from);
-    Ok(last.duration_since(from).unwrap_or_default())
+    let last = captured.into_iter().max().unwrap_or(from);
+    Ok(Adoption {
+        took: last.duration_since(from).unwrap_or_default(),
+        ztunnel_after: connected.duration_since(started).unwrap_or_default(),
+        found_by_runtime,
+    })
 }

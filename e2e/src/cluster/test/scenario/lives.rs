@@ -38,7 +38,7 @@ pub fn job(stage: &mut Stage, report: &mut Report) {
     report.check("a Job completes, and its connection went through ztunnel", || {
         Ok(format!("{} is {}", done()?.name, done()?.phase))
     });
-    report.check("its pod is let go as soon as its phase says so", || {
+    report.check("its pod is let go though it stays in the API", || {
         let told = told_of_end(stage, done()?)?;
         stage.until("the annotation to go", PATIENCE, |seen| {
             let pod = seen.pod(JOB, &done()?.name)?;
