@@ -9,8 +9,10 @@ use sluice_shared::enroll::Reason;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a pod may wait to be captured for the first time before that is said. ADD is mostly done in milliseconds.
-const FIRST_WAIT: Duration = Duration::from_secs(3);
+/// How long a pod may wait to be captured for the first time before that is said. ADD is mostly done in milliseconds;
+/// an agent that comes to a node full of pods, and ztunnel with it, takes seconds, and a patch more for each of them would
+/// come when the API server has all nodes' to answer.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// How long a captured pod may be without ztunnel's word before that is said: longer than the 15 s after which ztunnel
 /// at the latest comes back to an agent that was away. Its rules hold what would slip past meanwhile.
 const ZTUNNEL_AWAY: Duration = Duration::from_secs(20);
