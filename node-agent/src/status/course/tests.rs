@@ -92,7 +92,7 @@ fn a_pod_captured_at_its_start_is_said_once_and_makes_no_noise() {
 fn a_pod_that_waits_is_pending_with_a_warning_and_its_capture_is_news() {
     let mut ride = Ride::of(Has::Absent);
     ride.is(State::Pending);
-    assert_eq!(ride.after(2_999), Wish::AsIs);
+    assert_eq!(ride.after(4_999), Wish::AsIs);
     assert_eq!(ride.after(1), Wish::Say(Pending));
     ride.is(State::Pending);
     ride.after(60_000);

@@ -16,7 +16,7 @@ async fn an_event_is_on_the_pod_with_reason_and_next_step() {
     let t = told();
     t.pod(1, None);
     t.is(1, State::Pending);
-    pass(4.0).await;
+    pass(6.0).await;
     let events = t.server.events();
     let [(reason, 1, event)] = events.as_slice() else { panic!("{events:?}") };
     assert_eq!(reason, "CapturePending");
@@ -125,7 +125,7 @@ async fn a_long_name_and_a_long_reason_fit() {
     let t = told();
     let long = PodStatus { name: "a".repeat(253), reason: "é".repeat(2_000), ..status(1, State::Pending) };
     t.sink.stands(&long);
-    pass(5.0).await;
+    pass(6.0).await;
     let (_, _, event): (_, _, Value) = t.server.events().pop().unwrap();
     assert!(event["metadata"]["name"].as_str().unwrap().len() <= 253);
     assert!(event["message"].as_str().unwrap().len() <= 1024 + 600, "{}", event["message"]);
