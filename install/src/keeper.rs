@@ -327,7 +327,6 @@ impl<'a, D: Disk> Keeper<'a, D> {
             file: self.state.file.clone().unwrap_or_default(),
             times: fight.times as u64,
             seconds: fight.since.as_secs(),
-            every: fight.between.as_secs(),
             suspect: suspect(&directory, &types).unwrap_or_else(unknown),
         }
     }
@@ -340,11 +339,11 @@ impl<'a, D: Disk> Keeper<'a, D> {
         let fight = |state: &Installation| state.fight.clone().map(|fight| (fight.file, fight.suspect));
         match (before.and_then(fight), fight(now)) {
             (None, Some((file, suspect))) => {
-                let fight = now.fight.as_ref().map_or((0, 0), |fight| (fight.times, fight.every));
+                let times = now.fight.as_ref().map_or(0, |fight| fight.times);
                 eprintln!(
-                    "{}/{file}: our entry was taken out {} times within a minute; the writer may be {suspect}; we \
-                     write at most once in {} s",
-                    now.directory, fight.0, fight.1
+                    "{}/{file}: our entry was taken out {times} times within a minute; the writer may be {suspect}; \
+                     we write at most once a second",
+                    now.directory
                 );
             }
             (Some(_), None) => eprintln!("{}: nobody takes our entry out any more", now.directory),

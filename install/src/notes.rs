@@ -9,9 +9,11 @@ use sluice_shared::conflist::{Runtime, Way};
 use sluice_shared::contract::MEMBERSHIP_FILE;
 use sluice_shared::install::{
     Chaining, INSTALL_VERSION, Installation, Intent, LEASE_LENGTH, Lease, MAX_INSTALL_FILE, PredecessorNote,
+    State,
 };
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PRIVATE: Attributes = Attributes { mode: 0o600, owner: (0, 0), label: None };
 
@@ -34,6 +36,12 @@ impl Clock {
         let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
         now.ok().and_then(|now| u64::try_from(now.tv_sec()).ok()).unwrap_or(0)
     }
+
+    /// When this boot began, in seconds since 1970.
+    fn began(&self) -> u64 {
+        let began = SystemTime::now().checked_sub(Duration::from_secs(self.seconds()));
+        began.and_then(|began| began.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+    }
 }
 
 /// The notes of one node.
@@ -44,10 +52,29 @@ pub struct Notes<'a, D> {
 }
 
 impl<D: Disk> Notes<'_, D> {
-    /// The state that an installer of this boot has left.
+    /// The state that an installer of this boot has left, for the next one in the same container.
     pub fn installation(&self, boot: &str) -> Option<Installation> {
+        self.last_installation().filter(|found| found.boot == boot)
+    }
+
+    /// The same for a command on the node, which may have another name of this boot than the container (LXC, see
+    /// [`Lease::age`]): what was written since the boot began is of this boot.
+    pub fn installation_here(&self, clock: &Clock) -> Option<Installation> {
+        self.last_installation().filter(|found| found.boot == clock.boot || found.updated >= clock.began())
+    }
+
+    /// The state that an installer has left, whenever that was.
+    pub fn last_installation(&self) -> Option<Installation> {
         let found: Installation = self.json(&self.paths.installation())?;
-        (found.version == INSTALL_VERSION && found.boot == boot).then_some(found)
+        (found.version == INSTALL_VERSION).then_some(found)
+    }
+
+    /// That an earlier installer has removed everything says nothing about this one, which counts from nothing.
+    pub fn forget_removal(&self) -> io::Result<()> {
+        match self.last_installation() {
+            Some(found) if found.state == State::Removed => self.remove(&self.paths.installation()),
+            _ => Ok(()),
+        }
     }
 
     /// Writes the state down, for the agent and for `status`.

@@ -96,6 +96,10 @@ impl Run {
         let Turn::Ours(_lock) = wait_for_lock(&self.paths, &mut watch)? else { return Ok(()) };
         let clock = Clock::read(&Linux).context("cannot read which boot this is")?;
         let notes = Notes { disk: &Linux, paths: &self.paths };
+        // The removal first: `remove` takes it for its answer as long as the intent is there.
+        notes
+            .forget_removal()
+            .with_context(|| format!("cannot remove {}", self.paths.installation().display()))?;
         notes.forget_intent().with_context(|| format!("cannot remove {}", self.paths.intent().display()))?;
         let mut keeper = keeper(&self.paths, &self.wanted, &clock)?;
         let (began, mut renewed) = (Instant::now(), None::<Instant>);
@@ -205,19 +209,20 @@ impl Remove {
         let clock = Clock::read(&Linux).context("cannot read which boot this is")?;
         let notes = Notes { disk: &Linux, paths: &self.paths };
         let deadline = Instant::now() + Duration::from_secs(self.wait);
-        let mut asked = false;
         loop {
             if let Some(_lock) = lock(&self.paths)? {
                 let Leaving { leftover, cni_cache } = &self.leaving;
                 return remove(&Linux, &self.paths, &clock, *leftover, cni_cache);
             }
+            let asked = notes.intent().is_some_and(|intent| intent.wanted == Become::Leave);
+            // Whoever holds the lock is of this boot, whatever it calls it (`Lease::age`).
+            if asked && notes.last_installation().is_some_and(|found| found.state == State::Removed) {
+                return Ok(());
+            }
             if !asked {
+                // Anew where an installer that has only just begun took it for an earlier one's.
                 let intent = Intent::new(Become::Leave, "`sluice-install remove` was run on this node");
                 notes.write_intent(&intent).context("cannot tell the installer that runs")?;
-                asked = true;
-            }
-            if notes.installation(&clock.boot).is_some_and(|found| found.state == State::Removed) {
-                return Ok(());
             }
             if Instant::now() >= deadline {
                 bail!(

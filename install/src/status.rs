@@ -38,7 +38,7 @@ impl Status {
     fn tell(&self, out: &mut impl Write) -> anyhow::Result<bool> {
         let notes = Notes { disk: &Linux, paths: &self.paths };
         let clock = Clock::read(&Linux)?;
-        let installation = notes.installation(&clock.boot);
+        let installation = notes.installation_here(&clock);
         let directory = look(&Linux, &self.paths.conf_dir);
         let chained = directory.as_ref().is_ok_and(Directory::has_us);
         if self.json {
@@ -56,8 +56,8 @@ impl Status {
                 if let Some(fight) = &found.fight {
                     writeln!(
                         out,
-                        "fight      over {}: undone {} times in {} s, written at most once in {} s; by {}",
-                        fight.file, fight.times, fight.seconds, fight.every, fight.suspect
+                        "fight      over {}: undone {} times in {} s, written at most once a second; by {}",
+                        fight.file, fight.times, fight.seconds, fight.suspect
                     )?;
                 }
             }

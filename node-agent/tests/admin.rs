@@ -217,7 +217,6 @@ fn troubled() -> NodeStatus {
         file: "10-calico.conflist".to_owned(),
         times: 5,
         seconds: 20,
-        every: 4,
         suspect: "calico-node (install-cni)".to_owned(),
     };
     status.installation = Some(Box::new(Installation {

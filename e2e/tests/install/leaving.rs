@@ -16,12 +16,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub const CHECKS: [Check; 6] = [
+pub const CHECKS: [Check; 7] = [
     ("SIGTERM: everything stays without an intent, or when the intent is to stay", stays),
     ("SIGTERM: everything goes when the intent is to leave", leaves),
     (
         "remove beside a running installer is done once and for all, and a new installer installs again",
         beside,
+    ),
+    (
+        "the same on a node whose boot has another name than in the installer's container, as in LXC; so has status",
+        beside_in_lxc,
     ),
     (
         "50 uninstalls at random moments, with SIGKILL of either program, a full disk, a primary that writes",
@@ -87,6 +91,44 @@ fn beside(parent: &Path, name: &str) -> Result<String> {
     node.remove()?;
     node.is_as(&before)?;
     Ok("removed, idle, installed anew, removed".to_owned())
+}
+
+fn beside_in_lxc(parent: &Path, name: &str) -> Result<String> {
+    let mut node = Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?;
+    let before = node.snapshot()?;
+    node.start_chained(Libcni::Old)?;
+    let said = in_lxc(&node, "status", &[])?;
+    ensure!(said.contains("installer  chained"), "status says {said}");
+    in_lxc(&node, "remove", &["--wait=20"])?;
+    node.is_as(&before)?;
+    ensure!(node.state()?.state == State::Removed, "{:?}", node.state()?);
+    // The installer that ends and the one that begins: what the former has done is no answer of the latter.
+    node.end(Signal::SIGTERM)?;
+    node.start_chained(Libcni::Old)?;
+    ensure!(
+        node.state()?.repairs == 0,
+        "a removal that was asked for was taken for somebody's: {:?}",
+        node.state()?
+    );
+    in_lxc(&node, "remove", &["--wait=20"])?;
+    node.is_as(&before)?;
+    Ok("removed, installed anew, removed".to_owned())
+}
+
+/// Runs a command of the program where `boot_id` says something else, by a file over the kernel's; gives its stdout.
+fn in_lxc(node: &Node, verb: &str, options: &[&str]) -> Result<String> {
+    let boot = node.dir.join("boot_id");
+    fs::write(&boot, "b2d0a5de-8a4e-4a3b-9d3e-0c4f5f3f9a11\n")?;
+    let program = node.command(verb, options)?;
+    let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script]).arg(&boot).arg(program.get_program());
+    command.args(program.get_args()).stdin(Stdio::null());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = command.output().context("start unshare")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "sluice-install {verb}: {said}; {}", node.log());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// A random walk that can be walked again: xorshift64*.

@@ -67,9 +67,9 @@ impl Course {
 fn fight(installation: &Installation) -> String {
     match &installation.fight {
         Some(fight) => format!(
-            "{} was written over {} times in {} s, each time without our entry, which is put back every {} s at the most; by \
-             {}",
-            fight.file, fight.times, fight.seconds, fight.every, fight.suspect
+            "{} was written over {} times in {} s, each time without our entry, which is put back at most once a \
+             second; by {}",
+            fight.file, fight.times, fight.seconds, fight.suspect
         ),
         None => installation.message.clone(),
     }
@@ -114,10 +114,10 @@ mod tests {
     #[test]
     fn the_fight_is_named() {
         let (file, suspect) = ("10-calico.conflist".to_owned(), "calico-node".to_owned());
-        let fight = Some(Fought { file, times: 12, seconds: 40, every: 4, suspect });
+        let fight = Some(Fought { file, times: 12, seconds: 40, suspect });
         let installation = Installation { fight, ..installation(State::Fighting) };
         let (_, what) = Course::default().stands(Some(&installation), Instant::now()).unwrap();
-        for part in ["10-calico.conflist", "12 times in 40 s", "every 4 s", "by calico-node"] {
+        for part in ["10-calico.conflist", "12 times in 40 s", "by calico-node"] {
             assert!(what.contains(part), "{what}");
         }
     }

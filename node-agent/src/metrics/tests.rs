@@ -3,8 +3,7 @@ use sluice_shared::admin::LeaseState;
 use sluice_shared::install::{self, Fought, INSTALL_VERSION};
 
 fn fought() -> Installation {
-    let fight =
-        Fought { file: "10-a.conflist".into(), times: 5, seconds: 20, every: 2, suspect: "somebody".into() };
+    let fight = Fought { file: "10-a.conflist".into(), times: 5, seconds: 20, suspect: "somebody".into() };
     Installation {
         version: INSTALL_VERSION,
         boot: String::new(),

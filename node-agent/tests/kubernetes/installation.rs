@@ -26,7 +26,6 @@ pub fn installation(state: State) -> Installation {
         file: "10-calico.conflist".into(),
         times: 5,
         seconds: 20,
-        every: 4,
         suspect: "calico-node".into(),
     });
     Installation {

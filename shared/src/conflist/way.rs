@@ -116,12 +116,10 @@ pub(super) fn choose(
 /// Whether the primary's file can be chained that way.
 fn may(primary: &Found<'_>, way: Way) -> Result<(), String> {
     let name = primary.name;
+    if let Some(meta) = primary.behind {
+        may_behind(name, meta, way)?;
+    }
     match way {
-        Way::DropIn if primary.behind.is_some() => {
-            // The runtime's libcni adds drop-ins to the list that it loads itself: the meta-plugin's.
-            let meta = primary.behind.unwrap_or_default();
-            Err(format!("{name} is read by {meta}, which adds no drop-ins to it"))
-        }
         Way::DropIn if !primary.list => Err(format!("{name} is no list, and only lists take drop-ins")),
         Way::DropIn if !primary.takes_drop_ins => Err(format!("{name} sets loadOnlyInlinedPlugins")),
         Way::DropIn if !primary.network.as_deref().is_some_and(is_network_name) => {
@@ -136,15 +134,22 @@ fn may(primary: &Found<'_>, way: Way) -> Result<(), String> {
                 "{name} is a copy of another list that its owner follows, and would be one of ours then"
             ))
         }
-        Way::Owned => match primary.behind {
-            None => Ok(()),
-            // It would take our list for its primary, and our list would call it: without end.
-            Some(meta) => Err(format!(
-                "{name} cannot be joined by a list of our own, since {meta} would follow that one; set \
-                 --auxiliary-chain to the chain that Multus runs after its default network"
-            )),
-        },
-        Way::DropIn | Way::InPlace => Ok(()),
+        Way::DropIn | Way::InPlace | Way::Owned => Ok(()),
+    }
+}
+
+/// The same for a file that is not the runtime's own, but the one that the meta-plugin `meta` calls: only that file
+/// itself is sure to be read.
+fn may_behind(name: &str, meta: &str, way: Way) -> Result<(), String> {
+    match way {
+        // The runtime's libcni adds drop-ins to the list that it loads itself: the meta-plugin's.
+        Way::DropIn => Err(format!("{name} is read by {meta}, which adds no drop-ins to it")),
+        Way::InPlace => Ok(()),
+        // It would take our list for its primary, and our list would call it: without end.
+        Way::Owned => Err(format!(
+            "{name} cannot be joined by a list of our own, since {meta} would follow that one; set \
+             --auxiliary-chain to the chain that Multus runs after its default network"
+        )),
     }
 }
 

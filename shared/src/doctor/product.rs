@@ -144,8 +144,8 @@ fn chain_state(installation: &Installation, diagnosis: &mut Diagnosis) {
         (install::State::Chained, _) => return,
         (install::State::Fighting, Some(fight)) => {
             let value = format!(
-                "{}: {} times in {} s, put back every {} s at the most",
-                fight.file, fight.times, fight.seconds, fight.every
+                "{}: {} times in {} s, put back at most once a second",
+                fight.file, fight.times, fight.seconds
             );
             let fix = format!(
                 "By all signs it is {}. See cni-exclusive; or ask for another way with `install.way`",

@@ -109,8 +109,6 @@ pub struct Fought {
     pub times: u64,
     /// Seconds since the first of those.
     pub seconds: u64,
-    /// How long the installer waits between two writes by now, in seconds.
-    pub every: u64,
     /// Who it may be, in words.
     pub suspect: String,
 }

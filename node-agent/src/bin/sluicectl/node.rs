@@ -64,8 +64,8 @@ fn chain(status: &NodeStatus) -> Vec<String> {
     };
     if let Some(fight) = &found.fight {
         lines.push(format!(
-            "✗ undone {} times in {} s, and put back every {} s at the most; by {}",
-            fight.times, fight.seconds, fight.every, fight.suspect
+            "✗ undone {} times in {} s, and put back at most once a second; by {}",
+            fight.times, fight.seconds, fight.suspect
         ));
     }
     lines

@@ -95,7 +95,6 @@ fn the_chain_s_state() {
         file: "05-cilium.conflist".to_owned(),
         times: 12,
         seconds: 40,
-        every: 4,
         suspect: "cilium-agent with cni.exclusive=true".to_owned(),
     };
     let fought =

@@ -1,23 +1,23 @@
 //! A node as far as the installer sees one: directories, an agent that answers STATUS, and the real `sluice-install`.
 
+mod agent;
+mod snapshot;
+
+pub use snapshot::{Snapshot, same};
+
 use crate::libcni::{Libcni, Network, load};
+use agent::Agent;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4, bind, listen, recv,
-    send, shutdown, socket,
-};
 use nix::unistd::Pid;
 use sluice_e2e::lab::process::binary;
 use sluice_shared::conflist;
 use sluice_shared::install::Installation;
-use std::collections::BTreeMap;
+use snapshot::collect;
 use std::fs::{self, File, Permissions};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The promise: our entry is there within this time of the last writer.
@@ -39,15 +39,6 @@ pub struct Node {
 
 /// Tells one writing of a file from the next: inode, seconds and nanoseconds.
 type Stamp = (u64, i64, i64);
-
-/// An agent that serves.
-struct Agent {
-    listener: i32,
-    thread: Option<JoinHandle<()>>,
-}
-
-/// Names, modes and contents of a directory and those below it; a directory has no content.
-pub type Snapshot = BTreeMap<PathBuf, (u32, Option<Vec<u8>>)>;
 
 impl Node {
     /// A node with these files in its configuration directory, and an agent.
@@ -335,68 +326,4 @@ impl Drop for Node {
             let _ = child.wait();
         }
     }
-}
-
-impl Agent {
-    fn start(path: &Path) -> Result<Self> {
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
-        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
-        listen(&listener, Backlog::new(8)?)?;
-        let raw = listener.as_raw_fd();
-        let thread = std::thread::spawn(move || serve(&listener));
-        Ok(Self { listener: raw, thread: Some(thread) })
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        // Wakes accept(2).
-        let _ = shutdown(self.listener, Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn serve(listener: &OwnedFd) {
-    let mut question = vec![0; 65536];
-    while let Ok(connection) = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
-        if recv(connection, &mut question, MsgFlags::empty()).is_ok_and(|length| length > 0) {
-            let _ = send(connection, br#"{"result":"ok","outcome":"serving"}"#, MsgFlags::MSG_NOSIGNAL);
-        }
-        let _ = nix::unistd::close(connection);
-    }
-}
-
-/// Fails unless both are the same, and says where they are not.
-pub fn same(before: &Snapshot, now: &Snapshot) -> Result<()> {
-    let text = |found: Option<&(u32, Option<Vec<u8>>)>| {
-        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(&bytes[..bytes.len().min(2000)]).into_owned();
-        found.map(|(mode, bytes)| (format!("{mode:o}"), bytes.as_ref().map(text)))
-    };
-    let odd: Vec<_> = before
-        .keys()
-        .chain(now.keys())
-        .filter(|path| before.get(*path) != now.get(*path))
-        .map(|path| {
-            format!("{}: was {:?}, is {:?}", path.display(), text(before.get(path)), text(now.get(path)))
-        })
-        .collect();
-    ensure!(odd.is_empty(), "it is not as it was: {}", odd.join("; "));
-    Ok(())
-}
-
-fn collect(dir: &Path, found: &mut Snapshot) -> Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        let mode = metadata.permissions().mode() & 0o7777;
-        if metadata.is_dir() {
-            found.insert(path.clone(), (mode, None));
-            collect(&path, found)?;
-        } else if let Ok(bytes) = fs::read(&path) {
-            found.insert(path, (mode, Some(bytes)));
-        }
-    }
-    Ok(())
 }
