@@ -124,9 +124,17 @@ fn a_network_policy_lets_through_what_the_agent_needs() {
         for port in agent["ports"].as_array().into_iter().flatten() {
             assert_eq!(port["containerPort"], ports[0]["port"], "{args:?}");
         }
+        assert!(apicheck(&rendered.text, None).is_ok(), "{args:?}");
         // The API server's address is not known to a chart.
         assert_eq!(policy["spec"]["egress"], serde_json::json!([{}]), "{args:?}");
         assert_eq!(strings(&policy["spec"]["policyTypes"]).len(), 2, "a direction is left open unsaid");
+    }
+    // That the API server's word counts.
+    let text = render(&["--set", names[0]]).text;
+    for (right, wrong) in [("policyTypes: [Ingress", "policyTypes: [Inward"), ("ingress:", "incoming:")] {
+        assert!(text.contains(right));
+        let why = apicheck(&text.replace(right, wrong), None).unwrap_err();
+        assert!(why.contains("NetworkPolicy"), "{why}");
     }
 }
 

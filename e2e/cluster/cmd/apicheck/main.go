@@ -33,6 +33,7 @@ import (
 	_ "k8s.io/kubernetes/pkg/apis/admissionregistration/install"
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	_ "k8s.io/kubernetes/pkg/apis/networking/install"
 	_ "k8s.io/kubernetes/pkg/apis/rbac/install"
 	policy "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingadmissionpolicy"
 	binding "k8s.io/kubernetes/pkg/registry/admissionregistration/validatingadmissionpolicybinding"
@@ -41,6 +42,7 @@ import (
 	"k8s.io/kubernetes/pkg/registry/core/namespace"
 	"k8s.io/kubernetes/pkg/registry/core/resourcequota"
 	"k8s.io/kubernetes/pkg/registry/core/serviceaccount"
+	"k8s.io/kubernetes/pkg/registry/networking/networkpolicy"
 	"k8s.io/kubernetes/pkg/registry/rbac/clusterrole"
 	"k8s.io/kubernetes/pkg/registry/rbac/clusterrolebinding"
 	"k8s.io/kubernetes/pkg/registry/rbac/role"
@@ -59,6 +61,7 @@ var strategies = map[string]strategy{
 	"ConfigMap":                        configmap.Strategy,
 	"DaemonSet":                        daemonset.Strategy,
 	"Namespace":                        namespace.Strategy,
+	"NetworkPolicy":                    networkpolicy.Strategy,
 	"ResourceQuota":                    resourcequota.Strategy,
 	"Role":                             role.Strategy,
 	"RoleBinding":                      rolebinding.Strategy,
