@@ -18,6 +18,17 @@ pub enum Primary {
     Flanneld,
 }
 
+/// In which form a primary leaves its configuration: what ways into the chain there are depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A list, to which runtimes add what is in the network's directory.
+    List,
+    /// A list that forbids them to.
+    Inlined,
+    /// Its first plugin alone, in a `.conf`.
+    Single,
+}
+
 impl Primary {
     /// The one that node `index` has: they alternate, unless flanneld runs everywhere.
     #[must_use]
@@ -35,6 +46,33 @@ impl Primary {
         match self {
             Self::Kindnet => "10-kindnet.conflist",
             Self::Flannel | Self::Flanneld => "10-flannel.conflist",
+        }
+    }
+
+    /// The file that it leaves in another form.
+    #[must_use]
+    pub fn file_of(self, form: Form) -> String {
+        let name = self.file_name();
+        if form == Form::Single { name.replace(".conflist", ".conf") } else { name.to_owned() }
+    }
+
+    /// What it leaves there on node `index`.
+    #[must_use]
+    pub fn configuration(self, index: u8, form: Form) -> Value {
+        let mut list = self.list(index);
+        match form {
+            Form::List => list,
+            Form::Inlined => {
+                list["loadOnlyInlinedPlugins"] = json!(true);
+                list
+            }
+            Form::Single => {
+                let mut plugin = list["plugins"][0].take();
+                for key in ["cniVersion", "name"] {
+                    plugin[key] = list[key].take();
+                }
+                plugin
+            }
         }
     }
 
@@ -62,15 +100,32 @@ impl Primary {
     }
 }
 
+/// Writes what node `index`'s primary leaves in this form, and takes away what it had left in another: new before old, so
+/// that there is always one.
+///
+/// # Errors
+/// When a file cannot be written or removed.
+pub fn write(primary: Primary, index: u8, conf: &Path, form: Form) -> Result<()> {
+    let name = primary.file_of(form);
+    let text = serde_json::to_string_pretty(&primary.configuration(index, form))?;
+    crate::lab::write_whole(&conf.join(&name), &text)?;
+    for other in [Form::List, Form::Single].map(|form| primary.file_of(form)) {
+        let path = conf.join(&other);
+        if other != name && path.exists() {
+            std::fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes the list of node `index`'s primary, and with `chain_sluice` our plugin into `bin` and our entry at the list's end, as the
 /// installer's program renders it.
 ///
 /// # Errors
 /// When a program of ours is not built, or a file cannot be written.
 pub fn install(primary: Primary, index: u8, conf: &Path, bin: &Path, chain_sluice: bool) -> Result<()> {
+    write(primary, index, conf, Form::List)?;
     let path = conf.join(primary.file_name());
-    let plain = serde_json::to_string_pretty(&primary.list(index))?;
-    crate::lab::write_whole(&path, &plain)?;
     if !chain_sluice {
         return Ok(());
     }

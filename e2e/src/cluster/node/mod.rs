@@ -12,6 +12,7 @@ pub mod kube_proxy;
 pub mod kubelet;
 pub mod network;
 mod power;
+mod primary;
 
 use super::pki::Authority;
 use super::programs::Programs;
@@ -23,7 +24,6 @@ use crate::lab::process::{Launch, Process, binary};
 use crate::lab::{eventually, write_whole};
 use anyhow::{Context, Result, bail, ensure};
 use enter::Place;
-use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -125,34 +125,6 @@ impl Node {
         self.power_on()?;
         self.start_containerd()?;
         images.iter().try_for_each(|image| self.load_image(image))
-    }
-
-    /// Chains our plugin behind the primary CNI, on a node that was made without it.
-    ///
-    /// # Errors
-    /// When a program of ours is not built, or a file cannot be written.
-    pub fn chain_sluice(&self) -> Result<()> {
-        let bin = self.place.disk("opt/cni/bin");
-        chain::install(self.primary, self.index, &self.place.disk("etc/cni/net.d"), &bin, true)
-    }
-
-    /// Writes the primary CNI's list as it was before [`Node::chain_sluice`], and takes our plugin off.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn unchain_sluice(&self) -> Result<()> {
-        let bin = self.place.disk("opt/cni/bin");
-        chain::install(self.primary, self.index, &self.place.disk("etc/cni/net.d"), &bin, false)?;
-        match std::fs::remove_file(bin.join("sluice-cni")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("remove sluice-cni"),
-            _ => Ok(()),
-        }
-    }
-
-    /// Its primary CNI's network configuration list.
-    #[must_use]
-    pub fn primary_list(&self) -> PathBuf {
-        self.place.disk("etc/cni/net.d").join(self.primary.file_name())
     }
 
     /// Its name, as Kubernetes knows it.

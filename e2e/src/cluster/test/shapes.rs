@@ -115,6 +115,15 @@ impl Shape {
         self.with("nodeSelector", json!({"kubernetes.io/hostname": node}))
     }
 
+    /// With those of one controller's generation evenly on all nodes, whatever the scheduler would rather do.
+    #[must_use]
+    pub fn spread(self) -> Self {
+        let pods = json!({"matchLabels": self.labels});
+        let evenly = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": pods, "matchLabelKeys": ["pod-template-hash"]}]);
+        self.with("topologySpreadConstraints", evenly)
+    }
+
     /// With a field of its spec.
     #[must_use]
     pub fn with(mut self, field: &str, value: Value) -> Self {
