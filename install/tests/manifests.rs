@@ -335,3 +335,17 @@ fn the_charts_schema_knows_the_agents_keys_and_no_others() {
     let keys = keys.lines().filter_map(|line| line.strip_prefix("## ")).map(str::to_owned);
     assert_eq!(known, keys.collect(), "add the key to $defs.agent of install/chart/values.schema.json");
 }
+
+/// The version is Cargo.toml's; whatever else says one says the same.
+#[test]
+fn there_is_one_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("chart/Chart.yaml");
+    let chart: Value = serde_norway::from_str(&fs::read_to_string(chart).unwrap()).unwrap();
+    assert_eq!((chart["version"].as_str(), chart["appVersion"].as_str()), (Some(version), Some(version)));
+    for dir in BOTH {
+        for container in pod(dir)["containers"].as_array().unwrap() {
+            assert_eq!(container["image"], format!("docker.io/sluice/sluice:{version}"), "{dir}");
+        }
+    }
+}

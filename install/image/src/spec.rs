@@ -6,11 +6,15 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+/// The version of the product, which is the workspace's: Cargo.toml has it, and nobody else.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// One image, as its YAML file says it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// References under which it is found, each with registry and tag: `docker.io/sluice/sluice:dev`.
+    /// References under which it is found, each with registry and tag: `docker.io/sluice/sluice:dev`. `{version}` in one
+    /// is [`VERSION`].
     pub names: Vec<String>,
     /// Its title, for people.
     pub title: String,
@@ -44,7 +48,10 @@ impl Spec {
     /// # Errors
     /// When it is no such YAML, or makes no sense.
     pub fn parse(text: &str) -> anyhow::Result<Self> {
-        let spec: Self = serde_norway::from_str(text)?;
+        let mut spec: Self = serde_norway::from_str(text)?;
+        for name in &mut spec.names {
+            *name = name.replace("{version}", VERSION);
+        }
         ensure!(!spec.names.is_empty(), "names: an image without a name cannot be used");
         for name in &spec.names {
             ensure!(is_full_reference(name), "names: {name} is not REGISTRY/PATH:TAG");
@@ -107,6 +114,13 @@ limitBytes: 1000
         let spec = Spec::parse(GOOD).unwrap();
         assert_eq!(spec.entrypoint, ["/usr/local/bin/app", "serve"]);
         assert!(spec.packages.is_empty());
+    }
+
+    #[test]
+    fn the_version_comes_from_the_workspace() {
+        let text = GOOD.replace("docker.io/sluice/app:dev", "\"docker.io/sluice/app:{version}\"");
+        assert_eq!(Spec::parse(&text).unwrap().names, [format!("docker.io/sluice/app:{VERSION}")]);
+        assert!(error("docker.io/sluice/app:dev", "\"docker.io/sluice/app:{versoin}\"").contains("REGISTRY"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use sluice_image::spec::VERSION;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
@@ -188,6 +189,7 @@ fn the_real_specs_are_taken() {
         names,
         [
             "docker.io/sluice/app:dev",
+            format!("docker.io/sluice/sluice:{VERSION}").as_str(),
             "docker.io/sluice/sluice:dev",
             "docker.io/sluice/ztunnel-standin:dev",
             "registry.k8s.io/pause:3.10",

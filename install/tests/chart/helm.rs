@@ -17,6 +17,11 @@ pub struct Rendered {
     pub objects: Vec<Value>,
 }
 
+/// The image that is taken where none is named.
+pub fn default_image() -> String {
+    format!("docker.io/sluice/sluice:{}", env!("CARGO_PKG_VERSION"))
+}
+
 /// This crate's directory.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

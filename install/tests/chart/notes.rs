@@ -55,8 +55,10 @@ fn nothing_is_said_of_values_that_nobody_set() {
     let text = notes(&[]);
     assert!(!text.contains("istio-cni"), "{text}");
     assert!(text.contains("/etc/cni/net.d") && text.contains("rollout status"), "{text}");
-    assert!(text.contains("docker.io/sluice/sluice:dev is named by a tag that moves"), "{text}");
-    let digest = format!("imageDigest=sha256:{}", "0".repeat(64));
+    assert!(!text.contains("tag that moves"), "{text}");
+    let moves = notes(&["--set", "image=registry.example/sluice:latest"]);
+    assert!(moves.contains("registry.example/sluice:latest is named by a tag that moves"), "{moves}");
+    let digest = format!("image=registry.example/sluice:dev,imageDigest=sha256:{}", "0".repeat(64));
     for fixed in [digest.as_str(), "image=registry.example/sluice:1.2.3"] {
         assert!(!notes(&["--set", fixed]).contains("tag that moves"), "{fixed}");
     }

@@ -77,9 +77,9 @@ fn prepare(stage: &mut Stage) -> Result<Vec<Tree>> {
     nodes::directories(stage)
 }
 
-/// `helm upgrade --install` with the chart's own values, but for the image, and these.
+/// `helm upgrade --install` with the chart's own values, but that no image is pulled, and these.
 fn install(stage: &Stage, set: &[&str]) -> Result<String> {
-    let values = json!({"image": "docker.io/sluice/sluice:dev", "pullPolicy": "Never"}).to_string();
+    let values = json!({"pullPolicy": "Never"}).to_string();
     let chart = manifests::chart()?.display().to_string();
     let args = ["upgrade", "--install", RELEASE, &chart, "--create-namespace", "--values=-"];
     helm(stage, &[&args[..], &["--wait", "--timeout=3m"], set].concat(), &values)?;
