@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// The label of a pod that refuses plaintext. In a mesh that is said by a PeerAuthentication of mode STRICT.
+pub const STRICT: (&str, &str) = ("mesh.example.org/mtls", "strict");
+
 /// Running. Dropping it ends it; the files stay.
 #[derive(Debug)]
 pub struct Istiod {
@@ -94,6 +97,9 @@ fn mesh(seen: &Seen) -> Mesh {
         let services = seen.services.values().filter(|service| pod.ready && service.selects(pod));
         let services = services.map(|service| (key(service), service.ports.clone())).collect();
         mesh = mesh.serving(pod, services);
+        if pod.labels.get(STRICT.0).is_some_and(|value| value == STRICT.1) {
+            mesh = mesh.strict();
+        }
     }
     for service in seen.services.values().filter(|service| !service.vips.is_empty()) {
         mesh = mesh.of_service(service);

@@ -33,6 +33,8 @@ pub struct Packet {
     pub to: SocketAddr,
     /// What it carries.
     pub transport: Transport,
+    /// TCP's options, as they are in the header.
+    pub options: Vec<u8>,
     /// Its payload.
     pub payload: Vec<u8>,
 }
@@ -217,6 +219,27 @@ impl Packets {
     }
 }
 
+impl Packet {
+    /// The TCP option of this kind, whole; `None` when there is none, or what stands before it is no option (RFC 9293, 3.2).
+    #[must_use]
+    pub fn option(&self, kind: u8) -> Option<&[u8]> {
+        let mut rest = self.options.as_slice();
+        loop {
+            match *rest {
+                [1, ..] => rest = &rest[1..],
+                [found, length, ..] if found != 0 && length >= 2 => {
+                    let option = rest.get(..usize::from(length))?;
+                    if found == kind {
+                        return Some(option);
+                    }
+                    rest = &rest[usize::from(length)..];
+                }
+                _ => return None,
+            }
+        }
+    }
+}
+
 fn packet(at: SystemTime, network: &[u8]) -> Option<Packet> {
     let (from, to, protocol, transport): (IpAddr, IpAddr, u8, &[u8]) = match network.first()? >> 4 {
         4 => {
@@ -237,14 +260,50 @@ fn packet(at: SystemTime, network: &[u8]) -> Option<Packet> {
         6 => {
             let sequence = u32::from_be_bytes(transport.get(4..8)?.try_into().ok()?);
             let header = usize::from(transport.get(12)? >> 4) * 4;
-            let transport_of = Transport::Tcp { flags: *transport.get(13)?, sequence };
-            Some(Packet { at, from, to, transport: transport_of, payload: transport.get(header..)?.to_vec() })
+            let options = transport.get(20..header)?.to_vec();
+            let (transport, payload) =
+                (Transport::Tcp { flags: *transport.get(13)?, sequence }, transport.get(header..)?.to_vec());
+            Some(Packet { at, from, to, transport, options, payload })
         }
-        17 => Some(Packet { at, from, to, transport: Transport::Udp, payload: transport.get(8..)?.to_vec() }),
+        17 => {
+            let payload = transport.get(8..)?.to_vec();
+            Some(Packet { at, from, to, transport: Transport::Udp, options: Vec::new(), payload })
+        }
         _ => None,
     }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_options(options: &[u8]) -> Packet {
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+        ip.extend([0x80, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0, SYN, 0, 0, 0, 0, 0, 0]);
+        ip[32] = u8::try_from((20 + options.len()) / 4 * 16).unwrap();
+        ip.extend(options);
+        ip[3] = u8::try_from(ip.len()).unwrap();
+        packet(SystemTime::UNIX_EPOCH, &ip).unwrap()
+    }
+
+    #[test]
+    fn an_option_is_found_behind_others() {
+        let syn = with_options(&[2, 4, 5, 180, 1, 1, 4, 2, 254, 6, b'S', b'L', 7, 8, 0, 0]);
+        assert_eq!(syn.option(254), Some(&[254, 6, b'S', b'L', 7, 8][..]));
+        assert_eq!(syn.option(4), Some(&[4, 2][..]));
+        assert_eq!(syn.option(3), None);
+        assert_eq!((syn.from.port(), syn.to.port(), syn.payload.len()), (0x8000, 80, 0));
+    }
+
+    #[test]
+    fn what_is_no_option_ends_them() {
+        assert_eq!(with_options(&[0, 254, 2, 0]).option(254), None, "after the end of the list");
+        assert_eq!(with_options(&[8, 40, 254, 2]).option(254), None, "cut");
+        assert_eq!(with_options(&[8, 0, 254, 2]).option(254), None, "a length that cannot be");
+        assert_eq!(with_options(&[]).option(254), None);
+    }
 }

@@ -73,8 +73,7 @@ impl Cgroups {
     pub fn cgroup(&self, name: &str) -> Result<Cgroup> {
         let dir = self.root.join(name);
         std::fs::create_dir_all(&dir).with_context(|| format!("make the cgroup {}", dir.display()))?;
-        let below = dir.strip_prefix(&self.mount).context("a cgroup outside its mount")?;
-        Ok(Cgroup { path: format!("/{}", below.display()), dir })
+        Cgroup::below(&self.mount, &dir)
     }
 
     /// The lab's own directory.
@@ -105,6 +104,15 @@ impl Drop for Cgroups {
 }
 
 impl Cgroup {
+    /// The one of a directory below the hierarchy's mount.
+    ///
+    /// # Errors
+    /// When it is below another.
+    pub fn below(mount: &Path, dir: &Path) -> Result<Self> {
+        let below = dir.strip_prefix(mount).context("a cgroup outside its mount")?;
+        Ok(Self { path: format!("/{}", below.display()), dir: dir.to_path_buf() })
+    }
+
     /// Its directory.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -2,6 +2,7 @@
 //!
 //! A kubelet and a runtime use whichever of them have controllers, so a node of theirs needs its place in each.
 
+use super::cgroup::Cgroup;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,17 @@ impl Subtree {
         &self.dirs
     }
 
+    /// The one in cgroup v2.
+    ///
+    /// # Errors
+    /// When the machine has no cgroup v2.
+    pub fn v2(&self) -> Result<Cgroup> {
+        let all = Hierarchy::all()?;
+        let v2 = all.first().filter(|hierarchy| hierarchy.is_v2()).context("there is no cgroup v2")?;
+        let dir = self.dirs.first().context("a subtree of no hierarchy")?;
+        Cgroup::below(&v2.mount, dir)
+    }
+
     /// The cgroup `name` (may have slashes) below it, made if it is not there.
     ///
     /// # Errors
@@ -85,7 +97,7 @@ impl Subtree {
     /// # Errors
     /// When the kernel refuses.
     pub fn join(&self) -> Result<()> {
-        self.dirs.iter().try_for_each(|dir| super::cgroup::Cgroup::join(dir))
+        self.dirs.iter().try_for_each(|dir| Cgroup::join(dir))
     }
 
     /// Ends what runs in it and removes it, with all below.

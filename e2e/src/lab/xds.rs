@@ -2,6 +2,7 @@
 
 use super::pod::PodSpec;
 use crate::cluster::watch::seen;
+use crate::ztunnel::workloads::STRICT;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -13,7 +14,29 @@ use std::path::Path;
 pub struct Mesh {
     workloads: Vec<Workload>,
     services: Vec<Service>,
-    policies: Vec<()>,
+    policies: Vec<Policy>,
+}
+
+/// One that refuses whatever has no identity: the only one there is.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Policy {
+    name: String,
+    namespace: String,
+    scope: &'static str,
+    action: &'static str,
+    rules: [[[Match; 1]; 1]; 1],
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Match {
+    not_principals: [Principal; 1],
+}
+
+#[derive(Clone, Debug, Serialize)]
+enum Principal {
+    Presence(),
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -29,6 +52,8 @@ struct Workload {
     node: String,
     network: &'static str,
     services: BTreeMap<String, BTreeMap<u16, u16>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    authorization_policies: Vec<&'static str>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -57,6 +82,7 @@ impl Mesh {
             node: node.to_owned(),
             network: "",
             services: BTreeMap::new(),
+            authorization_policies: Vec::new(),
         });
         self
     }
@@ -89,7 +115,25 @@ impl Mesh {
             node: pod.node.clone(),
             network: "",
             services,
+            authorization_policies: Vec::new(),
         });
+        self
+    }
+
+    /// As a PeerAuthentication of mode STRICT has it: the pod that was added last refuses plaintext.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        let Some(workload) = self.workloads.last_mut() else { return self };
+        workload.authorization_policies = vec![STRICT];
+        if let (true, Some((namespace, name))) = (self.policies.is_empty(), STRICT.split_once('/')) {
+            self.policies.push(Policy {
+                name: name.to_owned(),
+                namespace: namespace.to_owned(),
+                scope: "WorkloadSelector",
+                action: "Deny",
+                rules: [[[Match { not_principals: [Principal::Presence()] }]]],
+            });
+        }
         self
     }
 
@@ -144,5 +188,30 @@ mod tests {
         assert!(text.contains("80: 8080"), "{text}");
         assert!(text.contains("services: {}"), "{text}");
         assert!(text.contains("demo/echo.demo.svc.cluster.local"), "{text}");
+        assert!(!text.contains("authorizationPolicies"), "{text}");
+    }
+
+    #[test]
+    fn a_strict_pod_is_read_as_such() {
+        let ip = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
+        let pod = |name: &str, address: &str| seen::Pod {
+            name: name.into(),
+            namespace: "demo".into(),
+            service_account: "default".into(),
+            ips: ip(address),
+            ..seen::Pod::default()
+        };
+        let mesh = Mesh::default().serving(&pod("a", "10.77.1.2"), BTreeMap::new()).strict();
+        let mesh = mesh.serving(&pod("b", "10.77.1.3"), BTreeMap::new());
+        let directory = crate::ztunnel::workloads::Directory::parse(&mesh.text().unwrap()).unwrap();
+        let strict = |name: &str| {
+            let info = crate::ztunnel::workloads::WorkloadInfo {
+                name: name.into(),
+                namespace: "demo".into(),
+                service_account: "default".into(),
+            };
+            directory.find(&info, "").unwrap().is_strict()
+        };
+        assert!(strict("a") && !strict("b"), "{}", mesh.text().unwrap());
     }
 }

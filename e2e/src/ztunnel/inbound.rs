@@ -2,6 +2,7 @@
 
 use super::hbone::{CONNECTION_WINDOW, HANDSHAKE_TIMEOUT, MAX_STREAMS, STREAM_WINDOW};
 use super::pod::{Direction, Pod};
+use super::workloads::STRICT;
 use super::{identity, relay, sockets};
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -49,7 +50,10 @@ pub async fn passthrough(pod: Arc<Pod>, mut stream: TcpStream, source: SocketAdd
         if [PORT_OUTBOUND, PORT_INBOUND, PORT_HBONE].contains(&destination.port()) {
             return Err(format!("{destination} is ztunnel itself"));
         }
-        pod.identify().await?;
+        let (workload, _) = pod.identify().await?;
+        if workload.is_strict() {
+            return Err(format!("connection closed due to policy rejection: explicitly denied by: {STRICT}"));
+        }
         let mut application = pod.connect(source.ip(), destination).await?;
         let relayed = relay::sockets(&mut stream, &mut application, &connection.count).await;
         relayed.map_err(|error| error.to_string())

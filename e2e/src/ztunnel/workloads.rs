@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// The policy that istiod makes of a PeerAuthentication of mode STRICT, as `namespace/name`: no plaintext.
+pub const STRICT: &str = "istio-system/istio_converted_static_strict";
+
 /// The file's content, in the shape of ztunnel's `LOCAL_XDS_PATH`. An unknown key is an error, as there.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -15,9 +18,22 @@ struct File {
     workloads: Vec<Workload>,
     #[serde(default)]
     services: Vec<Service>,
-    /// Only the empty list is taken: the stand-in enforces no policy, and must not seem to.
+    /// Only [`STRICT`] is taken: the stand-in enforces no other policy, and must not seem to.
     #[serde(default)]
-    policies: Vec<serde_norway::Value>,
+    policies: Vec<Policy>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Policy {
+    name: String,
+    namespace: String,
+    #[expect(dead_code, reason = "part of the file's shape")]
+    scope: String,
+    #[expect(dead_code, reason = "part of the file's shape")]
+    action: String,
+    #[expect(dead_code, reason = "part of the file's shape")]
+    rules: serde_norway::Value,
 }
 
 /// A pod of the mesh, or one that the mesh knows of.
@@ -49,6 +65,9 @@ pub struct Workload {
     pub network: String,
     /// `namespace/hostname` of each service it serves, with service port to target port.
     pub services: BTreeMap<String, BTreeMap<u16, u16>>,
+    /// The policies of its own, as `namespace/name`.
+    #[serde(default)]
+    pub authorization_policies: Vec<String>,
 }
 
 /// How a workload is reached.
@@ -148,22 +167,36 @@ impl Workload {
         let Self { trust_domain, namespace, service_account, .. } = self;
         format!("spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}")
     }
+
+    /// Whether what comes to it in plaintext is refused.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        self.authorization_policies.iter().any(|policy| policy == STRICT)
+    }
 }
 
 impl Directory {
     /// Reads the text of a workloads file.
     ///
     /// # Errors
-    /// When the text is no such YAML, or asks for what the stand-in does not do (policies, remote networks).
+    /// When the text is no such YAML, or asks for what the stand-in does not do (policies but [`STRICT`], remote
+    /// networks).
     pub fn parse(text: &str) -> Result<Self, WorkloadsError> {
         let file: File = serde_norway::from_str(text)?;
-        if !file.policies.is_empty() {
-            return Err(WorkloadsError::Content(
-                "policies are not enforced by the stand-in; remove them".into(),
-            ));
+        let policies: Vec<_> =
+            file.policies.iter().map(|policy| format!("{}/{}", policy.namespace, policy.name)).collect();
+        if let Some(other) = policies.iter().find(|policy| *policy != STRICT) {
+            let said = format!("the policy {other} is not enforced by the stand-in; remove it");
+            return Err(WorkloadsError::Content(said));
         }
         let mut directory = Self::default();
         for workload in file.workloads.into_iter().map(Arc::new) {
+            if let Some(unknown) =
+                workload.authorization_policies.iter().find(|name| !policies.contains(name))
+            {
+                let said = format!("{} goes by the policy {unknown}, which is not there", workload.uid);
+                return Err(WorkloadsError::Content(said));
+            }
             for ip in &workload.workload_ips {
                 if let Some(other) = directory.by_ip.insert(*ip, workload.clone()) {
                     let said = format!("{} and {} both have the address {ip}", other.uid, workload.uid);
@@ -314,9 +347,26 @@ services:
     }
 
     #[test]
+    fn a_workload_is_strict_by_the_policy_that_istiod_makes() {
+        let policy = "{name: istio_converted_static_strict, namespace: istio-system, scope: WorkloadSelector, action: Deny, \
+                      rules: [[[{notPrincipals: [!Presence []]}]]]}";
+        let workload = |ip: &str, policies: &str| {
+            format!(
+                "{{uid: {ip}, name: a, namespace: b, serviceAccount: c, services: {{}}, workloadIps: [{ip}], authorizationPolicies: [{policies}]}}"
+            )
+        };
+        let workloads =
+            format!("workloads: [{}, {}]", workload("10.0.0.1", STRICT), workload("10.0.0.2", ""));
+        let directory = Directory::parse(&format!("{workloads}\npolicies: [{policy}]\n")).expect("valid");
+        let strict = |ip: &str| directory.by_ip[&ip.parse::<IpAddr>().expect("an address")].is_strict();
+        assert!(strict("10.0.0.1") && !strict("10.0.0.2"));
+        assert!(Directory::parse(&workloads).is_err(), "a policy that is not there");
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused() {
         for text in [
-            "policies: [{name: x}]",
+            "policies: [{name: x, namespace: y, scope: Global, action: Deny, rules: []}]",
             "workloads: [{uid: x}]",
             "nonsense: 1",
             "services: [{name: a, namespace: b, hostname: c, vips: [\"/x\"]}]",

@@ -29,6 +29,7 @@ fn main() {
     tests.extend([
         test("probes_by_cookie_pass_and_nobody_else_does", probes::cookie),
         test("where_no_cookie_works_status_says_why", probes::no_cookie),
+        test("where_the_kubelet_has_no_cgroup_status_says_why", probes::no_cgroup),
         test("probes_by_cookie_pass_over_a_restart_of_the_agent", |outer: &Outer| {
             probes::over_a_restart(outer, "nftables", "cookie")
         }),

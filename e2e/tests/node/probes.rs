@@ -131,6 +131,15 @@ pub fn no_cookie(outer: &Outer) -> Result<()> {
     probe(setting.scene.node(), &setting.a)
 }
 
+/// Where the kubelet's cgroup is not to be had, neither that nor `snat` works: the node's own addresses do.
+pub fn no_cgroup(outer: &Outer) -> Result<()> {
+    let changes = json!({"backend": "nftables", "probes": "cookie", "kubeletCgroup": "/sluice-nowhere"});
+    let setting = started(built(outer, "probe-no-cgroup", &changes)?, "source")?;
+    let because = setting.scene.agents[0].status()?.probes.because;
+    ensure!(because.contains("cookie does not work here: find the cgroup /sluice-nowhere"), "{because}");
+    probe(setting.scene.node(), &setting.a)
+}
+
 /// The kubelet probes on while the agent is stopped, killed and started: all of it reaches the application directly.
 pub fn over_a_restart(outer: &Outer, backend: &str, probes: &str) -> Result<()> {
     let Setting { mut scene, a, _servers, .. } = setting(outer, backend, probes)?;

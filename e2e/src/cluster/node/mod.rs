@@ -13,6 +13,7 @@ pub mod kubelet;
 pub mod network;
 mod power;
 mod primary;
+mod service;
 
 use super::pki::Authority;
 use super::programs::Programs;
@@ -20,9 +21,9 @@ use super::progress::Progress;
 use super::{Options, address, chain, chain::Primary};
 use crate::lab::hierarchies::Subtree;
 use crate::lab::netns::Netns;
-use crate::lab::process::{Launch, Process, binary};
+use crate::lab::process::Process;
 use crate::lab::{eventually, write_whole};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use enter::Place;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -285,12 +286,14 @@ impl Node {
         self.start_kubelet()
     }
 
-    /// Kills the kubelet; pods go on.
+    /// Kills the kubelet; pods go on. Its cgroup goes with it, as a service manager has it: the next kubelet's is another
+    /// one of the same name.
     ///
     /// # Errors
     /// When it does not run.
     pub fn kill_kubelet(&self) -> Result<()> {
-        self.kill("kubelet", |running| &mut running.kubelet)
+        self.kill("kubelet", |running| &mut running.kubelet)?;
+        self.service("kubelet")?.remove()
     }
 
     /// Starts kube-proxy.
@@ -336,26 +339,6 @@ impl Node {
             .into_iter()
             .flatten()
             .try_for_each(Process::must_run)
-    }
-
-    /// A program on the node, in a cgroup below the node's.
-    fn launch<S: AsRef<std::ffi::OsStr>>(&self, cgroup: &str, program: &[S]) -> Result<Launch> {
-        let launch = Launch::new(binary("sluice-cluster")?, &self.fabric);
-        let launch = launch.arg("enter").arg(self.place.dir()).arg("--cgroup").arg(cgroup).arg("--");
-        Ok(launch.args(program))
-    }
-
-    /// Starts a service of the node, as a service manager does: in a cgroup of its own.
-    fn start<S: AsRef<std::ffi::OsStr>>(&self, service: &str, program: &[S]) -> Result<Process> {
-        let launch = self.launch(&format!("system.slice/{service}.service"), program)?;
-        launch.start(&format!("{}-{service}", self.name), &self.logs)
-    }
-
-    fn kill(&self, what: &str, which: impl FnOnce(&mut Running) -> &mut Option<Process>) -> Result<()> {
-        let Some(process) = which(&mut self.lock()).take() else {
-            bail!("{what} does not run on {}", self.name)
-        };
-        process.kill_child(PATIENCE).map(drop)
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {

@@ -35,6 +35,7 @@ fn syn(seconds: u64, from: &str, to: &str) -> Packet {
         from: from.parse().unwrap(),
         to: to.parse().unwrap(),
         transport: Transport::Tcp { flags: 2, sequence: 1 },
+        options: Vec::new(),
         payload: Vec::new(),
     }
 }

@@ -26,12 +26,22 @@ pub fn sluice() -> Result<Vec<String>> {
     let mut manifests = all("install/manifests")?;
     let config = manifests.iter_mut().find(|manifest| manifest.contains("kind: ConfigMap"));
     let config = config.context("install/manifests has no ConfigMap")?;
-    *config = with_selector(config)?;
+    *config = with_selector(config, "")?;
     Ok(manifests)
 }
 
-/// The ConfigMap with Istio's selectors spelled out, and [`SELECTOR`] after them.
-fn with_selector(config_map: &str) -> Result<String> {
+/// The agent's ConfigMap of [`sluice`], with more keys: `probes: cookie`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn config(more: &str) -> Result<String> {
+    let manifests = all("install/manifests")?;
+    let config = manifests.iter().find(|manifest| manifest.contains("kind: ConfigMap"));
+    with_selector(config.context("install/manifests has no ConfigMap")?, more)
+}
+
+/// The ConfigMap with Istio's selectors spelled out, and [`SELECTOR`] after them, and these keys.
+fn with_selector(config_map: &str, more: &str) -> Result<String> {
     let ambient = json!({"matchLabels": {LABEL_DATAPLANE_MODE: MODE_AMBIENT}});
     let not_opted_out = json!({"matchExpressions": [{"key": LABEL_DATAPLANE_MODE, "operator": "NotIn", "values": [MODE_NONE]}]});
     let selectors = json!([
@@ -42,7 +52,7 @@ fn with_selector(config_map: &str) -> Result<String> {
     let mut config_map: Value = serde_norway::from_str(config_map).context("read the ConfigMap")?;
     let file = config_map.pointer_mut("/data/agent.yaml").context("the ConfigMap has no agent.yaml")?;
     let text = file.as_str().context("agent.yaml is no text")?;
-    *file = json!(format!("{text}\nenablementSelectors: {selectors}\n"));
+    *file = json!(format!("{text}\nenablementSelectors: {selectors}\n{more}\n"));
     Ok(config_map.to_string())
 }
 
@@ -123,5 +133,9 @@ mod tests {
         let keys: BTreeMap<String, Value> = serde_norway::from_str(text).unwrap();
         assert_eq!(keys["source"], "kubernetes");
         assert_eq!(keys["enablementSelectors"].as_array().unwrap().len(), 3);
+        let more: Value = serde_json::from_str(&super::config("probes: cookie").unwrap()).unwrap();
+        let more = more["data"]["agent.yaml"].as_str().unwrap();
+        let more: BTreeMap<String, Value> = serde_norway::from_str(more).unwrap();
+        assert_eq!((&more["probes"], more.len()), (&json!("cookie"), keys.len() + 1));
     }
 }

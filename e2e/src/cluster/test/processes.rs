@@ -119,10 +119,8 @@ impl PodProcess {
     /// # Errors
     /// When nothing answers there, or with another status than 200.
     pub fn ask(&self, method: &str, port: u16, path: &str) -> Result<String> {
-        let netns = File::open(self.dir.join("ns/net")).context("open the pod's network namespace")?;
         let request = format!("{method} {path} HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n");
-        let asked = std::thread::spawn(move || -> Result<String> {
-            setns(&netns, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
+        let answer = self.within(|| {
             let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let mut stream =
                 TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("ask {to}"))?;
@@ -131,11 +129,25 @@ impl PodProcess {
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)
-        });
-        let answer = asked.join().map_err(|_| anyhow!("the thread that asks panicked"))??;
+        })?;
         let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
         ensure!(head.split(' ').nth(1) == Some("200"), "{head}: {body}");
         Ok(body.to_owned())
+    }
+
+    /// Does something in the network namespace of its pod.
+    ///
+    /// # Errors
+    /// When it has ended, and those of `act`.
+    pub fn within<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let netns = File::open(self.dir.join("ns/net")).context("open the pod's network namespace")?;
+        std::thread::scope(|scope| {
+            let acting = scope.spawn(|| {
+                setns(&netns, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
+                act()
+            });
+            acting.join().map_err(|_| anyhow!("the thread in the pod's network namespace panicked"))?
+        })
     }
 }
 /// What runs in this pid namespace beside this program, by id and name. One that has ended and waits to be reaped goes

@@ -1,8 +1,7 @@
 //! Parts of the node and of the control plane that end and come back, while pods of the mesh talk.
 
-use super::{each, must_not_restart};
+use super::{each, must_not_restart, restart_agents};
 use crate::cluster::test::demo::{self, Counted, DEMO, PODS};
-use crate::cluster::test::manifests::{AGENT, of_daemon_set};
 use crate::cluster::test::processes;
 use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::test::wire::Wire;
@@ -21,15 +20,7 @@ pub fn restarts(stage: &mut Stage, report: &mut Report) {
     let prepared = demo::set_in_mesh(stage);
     report.check("the applications are in the mesh", || prepared.map(|()| PODS.join(", ")));
     through(stage, report, "a restart of the DaemonSet", |stage| {
-        let before: Vec<String> =
-            ["node1", "node2"].iter().flat_map(|node| stage.agent(node)).map(|pod| pod.uid).collect();
-        stage.kubectl(&["rollout", "restart", "daemonset/sluice-agent", "--namespace=sluice-system"])?;
-        stage.until("other agents to be Ready", PATIENCE * 2, |seen| {
-            let agents = of_daemon_set(seen, AGENT);
-            let new = agents.iter().filter(|pod| pod.ready && !before.contains(&pod.uid)).count();
-            ensure!(new == before.len() && agents.len() == new, "{new} of {} are", before.len());
-            Ok(())
-        })?;
+        restart_agents(stage)?;
         Ok(("two new agents are Ready".into(), Vec::new()))
     });
     through(stage, report, "a kubelet's restart", |stage| {

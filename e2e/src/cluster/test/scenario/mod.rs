@@ -3,6 +3,7 @@
 mod absent;
 mod admission;
 mod chart;
+mod cookie;
 mod crowd;
 mod faults;
 mod fresh;
@@ -15,8 +16,10 @@ mod reboot;
 mod requests;
 
 use super::leaks::Talker;
+use super::manifests::{self, of_daemon_set};
 use super::processes;
 use super::stage::{CROWD, PATIENCE, Stage};
+use crate::cluster::watch::Seen;
 use crate::cluster::watch::seen::Pod;
 use crate::lab::eventually;
 use crate::lab::report::Report;
@@ -45,13 +48,14 @@ const fn scenario(name: &'static str, run: fn(&mut Stage, &mut Report)) -> Scena
 }
 
 /// All of them.
-pub const ALL: [Scenario; 17] = [
+pub const ALL: [Scenario; 18] = [
     Scenario { name: "late-install", run: late::install, before_install: true },
     scenario("admission", admission::policies),
     scenario("label", label::join_and_leave),
     scenario("fresh", fresh::first_packet),
     scenario("outside", kinds::outside),
     scenario("probes", probes::pass),
+    scenario("cookie", cookie::pass),
     scenario("scale", crowd::scale),
     scenario("burst", crowd::burst),
     scenario("job", lives::job),
@@ -108,6 +112,23 @@ fn until_all(stage: &Stage, namespace: &str, count: usize, as_wanted: fn(&Pod) -
         let ready = pods.iter().filter(|pod| as_wanted(pod)).count();
         ensure!(ready == count && pods.len() == count, "{ready} of {} are as they should be", pods.len());
         Ok(pods.into_iter().cloned().collect())
+    })
+}
+
+/// Has the agents replaced, one after the other, as after a change of their configuration; returns when others are Ready
+/// in their places.
+///
+/// # Errors
+/// How many are.
+fn restart_agents(stage: &Stage) -> Result<()> {
+    let agents = |seen: &Seen| of_daemon_set(seen, manifests::AGENT);
+    let before: Vec<String> = agents(&stage.seen()).into_iter().map(|pod| pod.uid).collect();
+    stage.kubectl(&["rollout", "restart", "daemonset/sluice-agent", "--namespace=sluice-system"])?;
+    stage.until("other agents to be Ready", PATIENCE * 2, |seen| {
+        let now = agents(seen);
+        let new = now.iter().filter(|pod| pod.ready && !before.contains(&pod.uid)).count();
+        ensure!(new == before.len() && now.len() == new, "{new} of {} are", before.len());
+        Ok(())
     })
 }
 

@@ -21,8 +21,9 @@ pub fn pass(stage: &mut Stage, report: &mut Report) {
     let made = || -> Result<()> {
         let mut objects = vec![namespace(PROBES, Some("ambient"))];
         for node in ["node1", "node2"] {
-            let pods = KINDS
-                .map(|kind| probed(&Shape::server(PROBES, &format!("{kind}-{node}")), kind).on(node).pod());
+            let pods = KINDS.map(|kind| {
+                probed(&Shape::server(PROBES, &format!("{kind}-{node}")), kind, 3).on(node).pod()
+            });
             objects.extend(pods);
         }
         stage.apply(&objects)
@@ -58,7 +59,8 @@ pub fn pass(stage: &mut Stage, report: &mut Report) {
     report.check("the probed pods go", || stage.remove(&[PROBES]).map(|()| "removed".into()));
 }
 
-fn probed(shape: &Shape, kind: &str) -> Shape {
+/// With probes of a kind, each second; the container starts anew after so many liveness probes that fail.
+pub(super) fn probed(shape: &Shape, kind: &str, failures: u32) -> Shape {
     let how = match kind {
         "http" => json!({"httpGet": {"path": "/healthz", "port": HTTP}}),
         "tcp" => json!({"tcpSocket": {"port": ECHO}}),
@@ -75,6 +77,11 @@ fn probed(shape: &Shape, kind: &str) -> Shape {
     };
     let shape = shape.clone();
     ["startupProbe", "readinessProbe", "livenessProbe"].into_iter().fold(shape, |shape, name| {
-        shape.with_in_container(name, probe(if name == "startupProbe" { 30 } else { 3 }))
+        let failures = match name {
+            "startupProbe" => 30,
+            "livenessProbe" => failures,
+            _ => 3,
+        };
+        shape.with_in_container(name, probe(failures))
     })
 }
