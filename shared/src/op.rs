@@ -67,6 +67,15 @@ pub struct NftBatch {
     pub labels: Vec<String>,
 }
 
+/// How much of ours there is in iptables' tables. Less than was written means that somebody took some of it away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Jumps to our chains with which others begin.
+    pub jumps: usize,
+    /// Rules in our chains.
+    pub rules: usize,
+}
+
 /// One family's `iptables-restore` input. Each table commits by itself, NAT last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestoreScript {
@@ -74,6 +83,14 @@ pub struct RestoreScript {
     pub family: Family,
     /// The input, `COMMIT` lines included.
     pub text: String,
+}
+
+impl std::ops::Add for Extent {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { jumps: self.jumps + other.jumps, rules: self.rules + other.rules }
+    }
 }
 
 impl std::fmt::Debug for NftBatch {

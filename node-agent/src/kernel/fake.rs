@@ -42,6 +42,7 @@ struct State {
     log: Vec<(Place, Vec<KernelOp>)>,
     failures: VecDeque<(Place, i32)>,
     delay: Duration,
+    overtaken: usize,
     paths: HashMap<PathBuf, NetnsId>,
     places: BTreeMap<Place, Content>,
     host_sources: HashMap<IpAddr, IpAddr>,
@@ -103,6 +104,11 @@ impl RecordingKernel {
     /// Lets the next `run` there fail with `errno`, with no effect. May be said several times, for several runs.
     pub fn fail_next(&self, place: Place, errno: i32) {
         self.lock().failures.push_back((place, errno));
+    }
+
+    /// Somebody changes the host's rules during the next so many writes of the whole table.
+    pub fn overtake_writes(&self, count: usize) {
+        self.lock().overtaken = count;
     }
 
     /// Lets every `run` take this long.
@@ -330,6 +336,19 @@ impl Kernel for RecordingKernel {
 
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError> {
         self.carry_out(Place::Host, ops)
+    }
+
+    fn write_host(&self, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {
+        self.carry_out(Place::Host, ops)?;
+        let mut state = self.lock();
+        if state.overtaken > 0 {
+            state.overtaken -= 1;
+            drop(state);
+            self.tamper_rules(Place::Host, Some(Fingerprint(1)));
+            return Ok(None);
+        }
+        drop(state);
+        self.observe_host()
     }
 
     fn amend_host(&self, before: Fingerprint, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {

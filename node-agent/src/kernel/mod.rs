@@ -71,6 +71,13 @@ pub trait Kernel: Send + Sync + 'static {
     /// `EPERM` is a capability result (some primaries forbid host rules), not a failure of the agent.
     fn run_host(&self, ops: &[KernelOp]) -> Result<(), KernelError>;
 
+    /// Writes our table in the host's namespace whole, and gives what `ops` alone have made of it. `None` when somebody
+    /// changed rules at the same time: what is there then may be less than was written.
+    ///
+    /// # Errors
+    /// As for [`Kernel::run_host`] and [`Kernel::observe_host`].
+    fn write_host(&self, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError>;
+
     /// Carries out `ops` in the host's namespace on a table that is exactly `before`, and gives what they alone have made
     /// of it. `None` when the table was another, or somebody changed rules at the same time: the ops may be in force
     /// then, and the table is to be written whole.

@@ -22,6 +22,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Mutex;
 
+/// How often the table is written at once when others change rules meanwhile.
+const WRITES: usize = 3;
+
 /// The node's probe strategy, at work.
 pub struct HostTable {
     kernel: Arc<Pool>,
@@ -315,7 +318,8 @@ fn remember(journal: Option<&Journal>, committed: Option<&Committed>) {
 }
 
 /// Writes the table and reads it back. Where it is as we left it (`before`), it is amended, or else replaced; anything
-/// else is cleaned up and built anew, which with iptables leaves a moment without the door.
+/// else is cleaned up and built anew, which with iptables leaves a moment without the door. `None` when somebody changed
+/// it again and again meanwhile, so that nobody can say what is there: the next look is to mend it.
 async fn write(
     kernel: &Pool,
     backend: Backend,
@@ -328,9 +332,15 @@ async fn write(
         }
         let before = before.map(|before| before.shown);
         let ours = before.is_some() && kernel.observe_host()? == before;
-        let step = if ours { HostStep::Replace(&plan) } else { HostStep::Install(&plan) };
-        kernel.run_host(&host::lower(backend, step))?;
-        Ok(kernel.observe_host()?.map(|shown| Committed { shown, plan: Some(plan) }))
+        let mut step = if ours { HostStep::Replace(&plan) } else { HostStep::Install(&plan) };
+        for _ in 0..WRITES {
+            if let Some(shown) = kernel.write_host(&host::lower(backend, step))? {
+                return Ok(Some(Committed { shown, plan: Some(plan) }));
+            }
+            tracing::info!("somebody changed rules while the host's table was written; it is written again");
+            step = HostStep::Install(&plan);
+        }
+        Ok(None)
     };
     kernel.run(written).await
 }

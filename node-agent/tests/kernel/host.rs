@@ -2,12 +2,13 @@
 
 use crate::fixture::Ns;
 use crate::packets::TestCgroups;
+use sluice_agent::kernel::linux::iptables::Variant;
 use sluice_agent::kernel::linux::{LinuxKernel, cgroup};
 use sluice_agent::kernel::{Fingerprint, HostProc, Kernel, Pool};
 use sluice_agent::metrics::Metrics;
 use sluice_agent::reconcile::HostTable;
 use sluice_shared::host::{self, HostPlan, HostStep};
-use sluice_shared::ids::PodUid;
+use sluice_shared::ids::{Family, PodUid};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::ProbeDoor;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub const TESTS: &[(&str, fn())] = &[
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_nftables", || lifecycle(Backend::Nftables)),
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_iptables", || lifecycle(Backend::Iptables)),
     ("what_others_do_in_the_hosts_iptables_tables_is_no_drift", among_others),
+    ("a_replacement_whose_jumps_somebody_flushed_is_not_taken_for_ours", flushed_before_a_replacement),
 ];
 
 /// A plan with one pod.
@@ -60,6 +62,39 @@ fn among_others() {
         assert!(!changed(&["-t", "nat", "-D", "SLUICE_POSTROUTING", "-j", "RETURN"]));
         assert!(changed(&["-t", "nat", "-D", "POSTROUTING", "-j", "SLUICE_POSTROUTING"]), "the jump is gone");
     });
+}
+
+/// A replacement counts on the jumps that are there. Who flushes them between our look and our commit leaves chains that
+/// nobody goes to, and they must not be taken for what was written.
+fn flushed_before_a_replacement() {
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let (host, tree) = (Ns::new(), TestCgroups::new("host-flushed"));
+        let plan = plan(&tree);
+        host.run(|| {
+            let kernel =
+                LinuxKernel::new(std::path::Path::new("/proc/thread-self/ns/net")).expect("own namespace");
+            kernel.use_iptables(variant);
+            let write =
+                |step| kernel.write_host(&host::lower(Backend::Iptables, step)).expect("the kernel takes it");
+            let flush = |family, arguments: &[&str]| {
+                let mut command = std::process::Command::new(variant.program(family));
+                let output = command.args(arguments).output().expect("run iptables");
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            };
+            let written = write(HostStep::Install(&plan));
+            assert!(written.is_some() && written == shown(&kernel), "{variant}");
+            for family in Family::BOTH {
+                flush(family, &["-t", "nat", "-F", "POSTROUTING"]);
+                assert_eq!(write(HostStep::Replace(&plan)), None, "{variant}: the jump is gone");
+                flush(family, &["-t", "nat", "-F"]);
+                assert_eq!(write(HostStep::Replace(&plan)), None, "{variant}: everything was flushed");
+                assert_eq!(write(HostStep::Install(&plan)), written, "{variant}: built anew");
+                assert_eq!(write(HostStep::Replace(&plan)), written, "{variant}: nothing was missing");
+            }
+            flush(Family::V4, &["-t", "nat", "-I", "POSTROUTING", "-j", "RETURN"]);
+            assert_eq!(write(HostStep::Replace(&plan)), None, "{variant}: somebody is before us");
+        });
+    }
 }
 
 fn lifecycle(backend: Backend) {

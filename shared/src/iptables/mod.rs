@@ -16,8 +16,9 @@ mod rule;
 use crate::contract::IPTABLES_PREFIX;
 use crate::ids::Family;
 use crate::netfilter::{ChainName, Hook, Layer, Ruleset};
-use crate::op::RestoreScript;
+use crate::op::{Extent, RestoreScript};
 use std::fmt::Write;
+use std::ops::Add;
 
 /// Which chains of ours there are, whatever the plan says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,18 @@ pub fn install(rules: &Ruleset, skeleton: Skeleton, families: &[Family]) -> Vec<
 #[must_use]
 pub fn refill(rules: &Ruleset, skeleton: Skeleton, families: &[Family]) -> Vec<RestoreScript> {
     families.iter().map(|family| script(rules, skeleton, *family, false)).collect()
+}
+
+/// How much of ours there is once scripts of [`install`] have run, or of [`refill`] where every jump is in its place.
+#[must_use]
+pub fn extent<'a>(scripts: impl IntoIterator<Item = &'a RestoreScript>) -> Extent {
+    let hooks = [Hook::Prerouting, Hook::Input, Hook::Output, Hook::Postrouting];
+    let is_base = |line: &&str| hooks.iter().any(|hook| line.starts_with(&format!(":{} ", base(*hook))));
+    let of_one = |script: &RestoreScript| Extent {
+        jumps: script.text.lines().filter(is_base).count(),
+        rules: script.text.lines().filter(|line| line.starts_with("-A ")).count(),
+    };
+    scripts.into_iter().map(of_one).fold(Extent::default(), Extent::add)
 }
 
 fn script(rules: &Ruleset, skeleton: Skeleton, family: Family, jumps: bool) -> RestoreScript {

@@ -1,7 +1,8 @@
 //! Ops, and a look at what they made of the namespace, with nobody in between.
 
-use super::{Means, carry_out, observation, observed_rules, ruleset};
+use super::{Means, carry_out, observation, observed_on_host, observed_rules, ruleset, shared_tables};
 use crate::kernel::{Fingerprint, KernelError, Observation};
+use sluice_shared::iptables::extent;
 use sluice_shared::op::KernelOp;
 use std::io;
 
@@ -26,7 +27,7 @@ pub(super) fn apply(ops: &[KernelOp], means: Means<'_>) -> Result<Observation, K
         let before = ruleset::current_generation()?;
         carry_out(rest, means)?;
         let rules = observed_rules()?;
-        if rules.commits == before.map(|before| (0..batches).fold(before, |count, _| next(count))) {
+        if rules.commits == before.map(|before| after(before, batches)) {
             return observation(rules);
         }
     }
@@ -38,6 +39,28 @@ pub(super) fn apply(ops: &[KernelOp], means: Means<'_>) -> Result<Observation, K
              CAP_NET_ADMIN?"
         ),
     })
+}
+
+/// Carries out `ops`, which write our table on a host whole, and gives what they alone have made of it.
+///
+/// With nftables the generation tells. With iptables, whose replacements count on jumps that an earlier run wrote, as much of
+/// ours must be there after the look as was written, and before what others have: who flushed a chain at any moment before
+/// left less.
+pub(super) fn write(ops: &[KernelOp], means: Means<'_>) -> Result<Option<Fingerprint>, KernelError> {
+    let batches = ops.iter().filter(|op| matches!(op, KernelOp::NftBatch(_))).count();
+    let scripts = ops.iter().filter_map(|op| match op {
+        KernelOp::IptablesRestore(script) => Some(script),
+        _ => None,
+    });
+    let written = extent(scripts);
+    let before = ruleset::current_generation()?;
+    carry_out(ops, means)?;
+    let made = observed_on_host()?;
+    let alone = match batches {
+        0 => shared_tables::extent()? == written,
+        _ => made.commits == before.map(|before| after(before, batches)),
+    };
+    Ok(made.rules.filter(|_| alone))
 }
 
 /// Carries out `ops`, one transaction at most, where our rules are `before`, and gives what they alone have made of them.
@@ -57,6 +80,11 @@ pub(super) fn amend(
     let made = observed_rules()?;
     let alone = found.commits.map(next) == made.commits && made.commits.is_some();
     Ok(made.rules.filter(|_| alone))
+}
+
+/// The generation that so many commits lead to.
+fn after(generation: u32, commits: usize) -> u32 {
+    (0..commits).fold(generation, |count, _| next(count))
 }
 
 /// The generation after this one: the kernel leaves 0 out (`nf_tables_commit`).

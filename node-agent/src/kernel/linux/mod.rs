@@ -158,6 +158,11 @@ impl Kernel for LinuxKernel {
         self.namespaces.enter_host(|| carry_out(ops, means))
     }
 
+    fn write_host(&self, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {
+        let means = self.means_for(ops)?;
+        self.namespaces.enter_host(|| apply::write(ops, means))
+    }
+
     fn amend_host(&self, before: Fingerprint, ops: &[KernelOp]) -> Result<Option<Fingerprint>, KernelError> {
         let means = self.means_for(ops)?;
         self.namespaces.enter_host(|| apply::amend(before, ops, means))
@@ -172,7 +177,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn observe_host(&self) -> Result<Option<Fingerprint>, KernelError> {
-        self.namespaces.enter_host(|| Ok(rules_with(Legacy::read()?, Ruleset::read_on_host()?).rules))
+        self.namespaces.enter_host(|| Ok(observed_on_host()?.rules))
     }
 
     fn sockets(&self, netns: &Netns) -> Result<Vec<TcpSocket>, KernelError> {
@@ -241,6 +246,10 @@ struct Rules {
 
 fn observed_rules() -> Result<Rules, KernelError> {
     Ok(rules_with(Legacy::read()?, Ruleset::read()?))
+}
+
+fn observed_on_host() -> Result<Rules, KernelError> {
+    Ok(rules_with(Legacy::read()?, Ruleset::read_on_host()?))
 }
 
 /// As [`observed_rules`]; with nothing in ip_tables and nf_tables at the generation of `before`, what that shows.

@@ -303,7 +303,7 @@ pub(super) fn without_counts(expression: &[u8]) -> &[u8] {
 }
 
 /// The tables of iptables' nft variant that hold chains of ours.
-fn iptables_tables(chains: &[Kept]) -> Vec<Table> {
+pub(super) fn iptables_tables(chains: &[Kept]) -> Vec<Table> {
     let ours = chains.iter().filter(|chain| chain_name(chain).starts_with(IPTABLES_PREFIX));
     let tables: BTreeSet<Table> =
         ours.filter_map(|chain| Table::of(chain, NFTA_CHAIN_TABLE)).filter(Table::is_of_iptables).collect();

@@ -143,6 +143,31 @@ async fn the_door_stays_while_the_table_is_ours_and_is_rebuilt_when_it_is_not() 
 }
 
 #[tokio::test]
+async fn what_others_changed_while_it_was_written_is_never_taken_for_ours() {
+    for backend in [Backend::Iptables, Backend::Nftables] {
+        let kernel = RecordingKernel::default();
+        let table = table(&kernel, backend).await;
+        let moved = CgroupRef { id: 8, ..plan().kubelet };
+        let moved_plan = HostPlan { kubelet: moved.clone(), ..plan() };
+        // With the jumps gone, a replacement would fill chains that nobody goes to.
+        kernel.overtake_writes(1);
+        table.look(Some(moved.clone())).await;
+        assert!(was_last(&kernel, &host::lower(backend, HostStep::Install(&moved_plan))), "{backend}");
+        drop(kernel.take_log());
+        table.look(Some(moved.clone())).await;
+        assert!(kernel.log().is_empty(), "{backend}: it is as it was written");
+        // Somebody who does not cease: nothing is believed, and the next look tries again.
+        // A look writes for the change, and once more for what it then finds.
+        kernel.overtake_writes(2 * WRITES);
+        table.look(Some(plan().kubelet)).await;
+        drop(kernel.take_log());
+        table.look(None).await;
+        assert!(was_last(&kernel, &host::lower(backend, HostStep::Install(&plan()))), "{backend}");
+        assert!(!table.metrics.render().contains("host_table"), "{backend}: written before it was seen");
+    }
+}
+
+#[tokio::test]
 async fn a_commit_that_failed_is_the_next_looks() {
     let kernel = RecordingKernel::default();
     let table = table(&kernel, Backend::Nftables).await;
