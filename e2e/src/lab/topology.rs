@@ -8,7 +8,7 @@
 
 use super::cgroup::{Cgroup, Cgroups};
 use super::cni::chains::{self, PodNetwork};
-use super::cni::{Attachment, NetworkList, Runner};
+use super::cni::{Attachment, CniError, NetworkList, Runner};
 use super::netns::Netns;
 use super::outer::Outer;
 use super::pod::{Pod, PodSpec, addresses_of};
@@ -26,6 +26,8 @@ pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 0x10);
 
 /// The fabric's own addresses: where the nodes' default routes go, and that of the outside host.
+/// How often a pod is attached at most, where the primary alone fails.
+const ATTEMPTS: usize = 3;
 const FABRIC_V4: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 1);
 const FABRIC_V6: Ipv6Addr = Ipv6Addr::new(0xfd30, 0, 0, 0, 0, 0, 0, 1);
 const OUTSIDE_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -351,11 +353,28 @@ impl Node {
         }
     }
 
-    /// ADD of the loopback network and of the chain.
+    /// ADD of the loopback network and of the chain; anew, as a kubelet does it, where the primary alone failed because
+    /// the kernel took long over its IPv6 addresses.
     ///
     /// # Errors
     /// The first that fails.
     pub fn attach(&self, pod: &mut Pod) -> Result<()> {
+        for _ in 1..ATTEMPTS {
+            match self.attach_once(pod) {
+                Err(why) if why.downcast_ref::<CniError>().is_some_and(CniError::is_tentative) => {
+                    self.runner.del(&self.list, &pod.attachment)?;
+                }
+                other => return other,
+            }
+        }
+        self.attach_once(pod)
+    }
+
+    /// ADD of the loopback network and of the chain, once: the address is the next one of the primary's.
+    ///
+    /// # Errors
+    /// The first that fails.
+    pub fn attach_once(&self, pod: &mut Pod) -> Result<()> {
         self.runner.add(&self.loopback, &Attachment { ifname: "lo".into(), ..pod.attachment.clone() })?;
         pod.result = self.runner.add(&self.list, &pod.attachment)?;
         pod.facts.ips = addresses_of(&pod.result)?;

@@ -118,7 +118,7 @@ impl<'a> Stage<'a> {
             vec![Echo::start(&self.outside, "outside", PORT)?, Echo::start(&self.fabric, "metadata", 80)?];
         for name in ["c", "a", "b", "d"] {
             let mut pod = self.sandbox(name)?;
-            self.node.attach(&mut pod).with_context(|| format!("ADD of {name}"))?;
+            self.node.attach_once(&mut pod).with_context(|| format!("ADD of {name}"))?;
             self.shown(&pod)?;
             servers.push(Echo::start(&pod.netns, name, PORT)?);
             self.pods.insert(name, pod);

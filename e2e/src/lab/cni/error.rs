@@ -101,8 +101,37 @@ impl CniError {
             _ => None,
         }
     }
+
+    /// Whether upstream's plugin that makes the interface gave up waiting (5 s) for IPv6's duplicate address detection,
+    /// which a busy kernel's worker comes to late (addrconf_dad_work). What is chained behind it never ran, and a kubelet
+    /// tries such a pod anew.
+    #[must_use]
+    pub fn is_tentative(&self) -> bool {
+        matches!(self, Self::Plugin { plugin, msg, .. }
+            if ["ptp", "bridge"].contains(&plugin.as_str())
+                && msg.starts_with("failed to settle addresses")
+                && msg.contains("still has tentative addresses"))
+    }
 }
 
 fn tail(details: &str) -> String {
     if details.is_empty() { String::new() } else { format!("; {details}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_primarys_own_wait_is_tried_anew() {
+        let said = |plugin: &str, msg: &str| {
+            let spoken = serde_json::json!({"cniVersion": "1.0.0", "code": 999, "msg": msg});
+            CniError::of_plugin(plugin, "ADD", spoken.to_string().as_bytes(), b"").is_tentative()
+        };
+        let waited = "failed to settle addresses for \"eth0\": link eth0 still has tentative addresses after 5000000000 seconds";
+        assert!(said("ptp", waited) && said("bridge", waited));
+        assert!(!said("sluice-cni", waited));
+        assert!(!said("ptp", "failed to allocate for range 0: no IP addresses available"));
+        assert!(!said("ptp", "still has tentative addresses"));
+    }
 }
