@@ -88,13 +88,14 @@ manifests: ## Render install/manifests from the chart (needs Go)
 	@ci/manifests
 
 .PHONY: seccomp
-seccomp: build ## Trace the static programs' system calls and hold the chart's seccomp profile against them (needs root)
+seccomp: build ## Trace the static programs' system calls, minutes long, and hold the chart's seccomp profile against them (needs root)
 	@ci/images product
 	@ci/seccomp --check
 
 .PHONY: chart-test
-chart-test: cluster-bin ## Check the chart with real helm and the API server's own code, and that install/manifests is up to date (needs Go)
+chart-test: cluster-bin ## Check the chart with real helm and the API server's own code, and that install/manifests and the seccomp profile are up to date (needs Go)
 	@ci/manifests --check
+	@ci/seccomp --recorded
 	cargo build -p sluice-agent -p sluice-install
 	cargo test -p sluice-install --test chart -- --ignored
 
