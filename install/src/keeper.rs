@@ -5,6 +5,7 @@ use crate::directory::{apply, look, sweep};
 use crate::disk::{Disk, Stamp};
 use crate::notes::{Clock, Notes};
 use crate::options::{Paths, Replace, Wanted};
+use crate::output::log;
 use crate::write::Change;
 use sluice_shared::conflist::{
     Chained, Directory, Entry, Pace, Plan, Primary, Step, Wish, leave, plan, suspect,
@@ -153,7 +154,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 let why = e.to_string();
                 if *said != why {
-                    eprintln!("what an earlier write has left in {} stays for now: {why}", dir.display());
+                    log!("what an earlier write has left in {} stays for now: {why}", dir.display());
                     *said = why;
                 }
             }
@@ -209,7 +210,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
             && let Err(e) = self.notes.write_chaining(chained.way)
         {
             // Without the note a restart waits for the agent first, which is no reason not to go on.
-            eprintln!("cannot write {}: {e}", self.paths.chaining().display());
+            log!("cannot write {}: {e}", self.paths.chaining().display());
         }
         let repaired = outcome.is_ok() && self.state.writes > 0 && !directory.has_us();
         for (number, step) in steps.iter().enumerate() {
@@ -311,7 +312,7 @@ impl<'a, D: Disk> Keeper<'a, D> {
         self.say(&now_told);
         self.state.updated = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if let Err(e) = self.notes.write_installation(&self.state) {
-            eprintln!("cannot write {}: {e}", self.paths.installation().display());
+            log!("cannot write {}: {e}", self.paths.installation().display());
         }
         self.said = Some(now_told);
     }
@@ -334,19 +335,19 @@ impl<'a, D: Disk> Keeper<'a, D> {
     fn say(&self, now: &Installation) {
         let before = self.said.as_ref();
         if before.is_none_or(|before| (before.state, &before.message) != (now.state, &now.message)) {
-            eprintln!("{}: {}", now.state.as_str(), now.message);
+            log!("{}: {}", now.state.as_str(), now.message);
         }
         let fight = |state: &Installation| state.fight.clone().map(|fight| (fight.file, fight.suspect));
         match (before.and_then(fight), fight(now)) {
             (None, Some((file, suspect))) => {
                 let times = now.fight.as_ref().map_or(0, |fight| fight.times);
-                eprintln!(
+                log!(
                     "{}/{file}: our entry was taken out {times} times within a minute; the writer may be {suspect}; \
                      we write at most once a second",
                     now.directory
                 );
             }
-            (Some(_), None) => eprintln!("{}: nobody takes our entry out any more", now.directory),
+            (Some(_), None) => log!("{}: nobody takes our entry out any more", now.directory),
             _ => {}
         }
     }

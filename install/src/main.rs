@@ -12,8 +12,11 @@
 //! | `disk` | the seam to the file system |
 //! | `remove`, `status`, `render` | the other commands |
 //! | `agent`, `watch`, `options` | the agent's socket; inotify and signals; the command line |
+//! | `output` | log and answers, whoever reads them |
 //!
 //! What is decided is in `shared::conflist`. May import: `shared`.
+
+#![deny(clippy::print_stdout, clippy::print_stderr, reason = "they panic where nobody reads: see `output`")]
 
 mod agent;
 mod binary;
@@ -23,6 +26,7 @@ mod exchange;
 mod keeper;
 mod notes;
 mod options;
+mod output;
 mod remove;
 mod render;
 mod run;

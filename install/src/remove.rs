@@ -4,6 +4,7 @@ use crate::directory::{apply, look, sweep};
 use crate::disk::{Disk, Kind};
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths};
+use crate::output::log;
 use anyhow::{Context, bail, ensure};
 use sluice_shared::conflist::{ConflistError, File, PLUGIN_TYPE, contains, leave};
 use std::io::ErrorKind;
@@ -38,13 +39,13 @@ pub fn remove(
         Leftover::Auto => !is_cached(disk, cni_cache),
     };
     if !goes {
-        eprintln!("{} stays: pods' cached attachments may name it", binary.display());
+        log!("{} stays: pods' cached attachments may name it", binary.display());
         return Ok(());
     }
     match disk.remove(&binary) {
         Err(e) if e.kind() != ErrorKind::NotFound => {
             // Without an entry nobody runs it.
-            eprintln!("{} cannot be removed: {e}; it does no harm", binary.display());
+            log!("{} cannot be removed: {e}; it does no harm", binary.display());
         }
         _ => {}
     }

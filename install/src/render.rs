@@ -1,11 +1,12 @@
 //! `render`: a list with our entry in it, or without it, for the eye and for other tools.
 
 use crate::options::EntryOptions;
+use crate::output::answer;
 use anyhow::Context;
 use clap::Args;
 use sluice_shared::conflist::{self, MAX_CONFLIST};
 use std::fs::File;
-use std::io::{Read, Write, stdin, stdout};
+use std::io::{Read, stdin};
 use std::path::{Path, PathBuf};
 
 #[derive(Args, Clone, Debug)]
@@ -29,7 +30,7 @@ impl Render {
             false => conflist::insert(&text, &self.entry.entry()),
         };
         let edited = edited.with_context(|| format!("cannot edit {}", self.conflist.display()))?;
-        stdout().write_all(edited.as_bytes()).context("cannot write to stdout")
+        answer(edited.as_bytes())
     }
 }
 

@@ -7,6 +7,7 @@ use crate::disk::linux::Linux;
 use crate::keeper::Keeper;
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths, Wanted};
+use crate::output::log;
 use crate::remove::remove;
 use crate::watch::Watch;
 use anyhow::{Context, bail};
@@ -110,10 +111,10 @@ impl Run {
             }
             let wait = keeper.turn(began.elapsed(), || agent::serves(self.wanted.socket()));
             if let Some(Intent { wanted: Become::Leave, why, .. }) = notes.intent() {
-                eprintln!("leaving: {why}");
+                log!("leaving: {why}");
                 // An end of the program would make the kubelet start it again, and that one would install again.
                 while let Err(e) = self.leave(&clock, keeper.state()) {
-                    eprintln!("{e:#}; trying again until it can be done");
+                    log!("{e:#}; trying again until it can be done");
                     if watch.wait(&Linux, Duration::from_secs(1))? {
                         return Err(e);
                     }
@@ -141,9 +142,9 @@ impl Run {
             }
         };
         match intent.wanted {
-            Become::Stay => eprintln!("ended, and everything stays in place: {}", intent.why),
+            Become::Stay => log!("ended, and everything stays in place: {}", intent.why),
             Become::Leave => {
-                eprintln!("leaving: {}", intent.why);
+                log!("leaving: {}", intent.why);
                 self.leave(clock, state)?;
             }
         }
@@ -157,7 +158,7 @@ impl Run {
         let removed = loop {
             match remove(&Linux, &self.paths, clock, *leftover, cni_cache) {
                 Err(e) if Instant::now() < deadline => {
-                    eprintln!("{e:#}; trying again");
+                    log!("{e:#}; trying again");
                     std::thread::sleep(AGAIN * 5);
                 }
                 result => break result,
@@ -245,14 +246,14 @@ fn keeper<'a>(paths: &'a Paths, wanted: &'a Wanted, clock: &Clock) -> anyhow::Re
     if let Err(e) = sweep(&Linux, &paths.bin_dir)
         && e.kind() != ErrorKind::NotFound
     {
-        eprintln!("temporary files of an earlier run stay in {}: {e}", paths.bin_dir.display());
+        log!("temporary files of an earlier run stay in {}: {e}", paths.bin_dir.display());
     }
     Ok(Keeper::new(&Linux, paths, wanted, binary, clock.clone()))
 }
 
 fn renew(notes: &Notes<'_, Linux>, clock: &Clock, horizon: u64) {
     if let Err(e) = notes.write_lease(clock, horizon, false) {
-        eprintln!(
+        log!(
             "cannot renew {}: {e}; without it pods of the mesh wait for ever if Sluice leaves this node unseen",
             notes.paths.lease().display()
         );
@@ -272,10 +273,7 @@ fn wait_for_lock(paths: &Paths, watch: &mut Watch) -> anyhow::Result<Turn> {
             return Ok(Turn::Ours(lock));
         }
         if !said {
-            eprintln!(
-                "waiting for another sluice-install on this node, which holds {}",
-                paths.lock().display()
-            );
+            log!("waiting for another sluice-install on this node, which holds {}", paths.lock().display());
             said = true;
         }
         if watch.wait(&Linux, AGAIN)? {

@@ -5,11 +5,11 @@ use crate::disk::Disk;
 use crate::disk::linux::Linux;
 use crate::notes::{Clock, Notes};
 use crate::options::Paths;
-use anyhow::Context;
+use crate::output::answer;
 use clap::Args;
 use sluice_shared::conflist::{Directory, PLUGIN_TYPE, contains};
 use sluice_shared::install::Holding;
-use std::io::{self, ErrorKind, Write, stdout};
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 #[derive(Args, Clone, Debug)]
@@ -26,11 +26,7 @@ impl Status {
     pub fn run(&self) -> anyhow::Result<ExitCode> {
         let mut said = Vec::new();
         let chained = self.tell(&mut said)?;
-        match stdout().write_all(&said) {
-            // Whoever reads has read enough, as `head` has.
-            Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
-            written => written.context("cannot write to stdout")?,
-        }
+        answer(&said)?;
         Ok(if chained { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 

@@ -1,6 +1,7 @@
 //! What wakes the installer: a signal, a change in one of the directories, or time.
 
 use crate::disk::{Disk, Stamp};
+use crate::output::log;
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -39,7 +40,7 @@ impl Watch {
         let signals = SignalFd::with_flags(&set, flags).context("cannot read signals")?;
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC);
         if let Err(e) = &inotify {
-            eprintln!("inotify refuses ({}): directories are looked at twice a second", e.desc());
+            log!("inotify refuses ({}): directories are looked at twice a second", e.desc());
         }
         let directories =
             directories.iter().map(|path| Watched { path: path.to_path_buf(), now: None }).collect();

@@ -40,7 +40,7 @@ pub const CHECKS: [Check; 7] = [
 
 const FILE: &str = "10-aws.conflist";
 
-fn intent(node: &Node, wanted: Wanted) -> Result<()> {
+pub fn intent(node: &Node, wanted: Wanted) -> Result<()> {
     let bytes = serde_json::to_vec(&Intent::new(wanted, "the test says so"))?;
     Ok(fs::write(node.dir.join("run/intent.json"), bytes)?)
 }

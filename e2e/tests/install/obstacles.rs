@@ -1,22 +1,31 @@
-//! A node that refuses: read-only directories, a full disk, no way to run a plugin. Pods start all the same.
+//! A node that refuses: read-only directories, a full disk, no way to run a plugin, nobody who reads what is said. Pods
+//! start all the same.
 
 use crate::Check;
 use crate::antagonists::{aws, by_rename};
+use crate::leaving::intent;
 use crate::libcni::Libcni;
 use crate::node::{Node, PATIENCE};
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
-use sluice_shared::install::State;
+use nix::sys::signal::Signal;
+use sluice_shared::install::{State, Wanted};
 use std::fs;
+use std::io::{PipeWriter, pipe};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
-pub const CHECKS: [Check; 4] = [
+pub const CHECKS: [Check; 6] = [
     ("a read-only configuration directory", read_only_conf),
     ("a read-only directory of plugins, and one that nothing may be run in", read_only_bin),
     ("a full disk: pods start, the entry comes when there is room", full),
     ("a full disk: an uninstall leaves the directory as it was", full_uninstall),
+    ("who asks has gone, as `head` has: the same exit status, and no complaint", unread),
+    ("who reads the log has gone: it installs, repairs and leaves all the same", unheard),
 ];
+
+const FILE: &str = "10-aws.conflist";
 
 /// A mount that goes with the value.
 #[must_use]
@@ -69,7 +78,7 @@ fn read_only_conf(parent: &Path, name: &str) -> Result<String> {
     let took = node.converges(Libcni::Old)?;
     // An uninstall that cannot take the entry out fails, and gives the lease up, so that nobody is held back.
     remount(&node.conf(), MsFlags::MS_RDONLY)?;
-    node.end(nix::sys::signal::Signal::SIGKILL)?;
+    node.end(Signal::SIGKILL)?;
     let output = node.run("remove", &[])?;
     ensure!(!output.status.success(), "it says that it has removed what it cannot remove");
     let lease = fs::read_to_string(node.dir.join("state/lease.json"))?;
@@ -144,4 +153,66 @@ fn full_uninstall(parent: &Path, name: &str) -> Result<String> {
         ensure!(left.len() == 1, "left in the state directory: {left:?}");
     }
     Ok("3 ways, not a byte of room, to the byte".to_owned())
+}
+
+/// A pipe whose reader is gone: each write fails with EPIPE.
+fn unread_pipe() -> Result<PipeWriter> {
+    Ok(pipe()?.1)
+}
+
+fn unread(parent: &Path, name: &str) -> Result<String> {
+    let mut node = Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?;
+    let list = node.conf().join(FILE).display().to_string();
+    let questions: [(&str, &[&str]); 6] = [
+        ("status", &[]),
+        ("status", &["--json"]),
+        ("render", &["--conflist", &list]),
+        ("render", &["--conflist", &list, "--remove"]),
+        ("status", &["--help"]),
+        ("--version", &[]),
+    ];
+    // Before we are in the chain `status` fails, and after it succeeds: either is said to whoever does not read.
+    for chained in [false, true] {
+        if chained {
+            node.start_chained(Libcni::Old)?;
+        }
+        for (verb, options) in questions {
+            let read = node.run(verb, options)?;
+            ensure!(!read.stdout.is_empty(), "{verb} {options:?} says nothing");
+            let should = chained || verb != "status" || options == ["--help"];
+            ensure!(read.status.success() == should, "{verb} {options:?}: {read:?}");
+            let mut command = node.command(verb, options)?;
+            let left = command.stdout(unread_pipe()?).stderr(Stdio::piped()).output()?;
+            ensure!(left.status == read.status, "{verb} {options:?}: {left:?} and not {}", read.status);
+            ensure!(left.stderr.is_empty(), "{verb} {options:?}: {left:?}");
+        }
+    }
+    // What cannot be written for another reason is said: it may be a file that somebody goes on with.
+    let full = fs::File::options().write(true).open("/dev/full")?;
+    let output =
+        node.command("render", &["--conflist", &list])?.stdout(full).stderr(Stdio::piped()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("cannot write to stdout"), "{output:?}");
+    Ok(format!("{} questions, twice", questions.len()))
+}
+
+fn unheard(parent: &Path, name: &str) -> Result<String> {
+    let mut node = Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.options(&["--term-wait=20"]);
+    let before = node.snapshot()?;
+    node.start_telling(unread_pipe()?)?;
+    node.until("our entry is in the chain", PATIENCE, |node| node.once(Libcni::Old))?;
+    node.says_chained()?;
+    by_rename(&node.conf().join(FILE), &aws(0), 0o644)?;
+    node.until("it is there again", PATIENCE, |node| node.once(Libcni::Old))?;
+    intent(&node, Wanted::Leave)?;
+    ensure!(node.end(Signal::SIGTERM)?.success(), "it could not leave");
+    node.is_as(&before)?;
+    // The command says that the plugin stays: the test has no cache that shows that no pod needs it.
+    node.start_telling(unread_pipe()?)?;
+    node.until("our entry is in the chain", PATIENCE, |node| node.once(Libcni::Old))?;
+    node.end(Signal::SIGKILL)?;
+    let status = node.command("remove", &[])?.stderr(unread_pipe()?).status()?;
+    ensure!(status.success(), "remove: {status}");
+    node.is_as(&before)?;
+    Ok("by signal and by command".to_owned())
 }

@@ -116,9 +116,14 @@ impl Node {
 
     /// Starts `sluice-install run`.
     pub fn start(&mut self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.dir.join("install.log"))?;
+        self.start_telling(log)
+    }
+
+    /// The same, with its log elsewhere.
+    pub fn start_telling(&mut self, log: impl Into<Stdio>) -> Result<()> {
         self.before = self.stamp();
         let options: Vec<_> = self.options.iter().map(String::as_str).collect();
-        let log = File::options().create(true).append(true).open(self.dir.join("install.log"))?;
         let child = self.command("run", &options)?.stderr(log).spawn().context("start sluice-install")?;
         self.installer = Some(child);
         Ok(())
