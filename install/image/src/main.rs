@@ -6,7 +6,7 @@
 use anyhow::{Context, ensure};
 use clap::Parser;
 use sluice_image::oci::Image;
-use sluice_image::program::{self, Architecture};
+use sluice_image::program::{self, Architecture, Private};
 use sluice_image::sbom::Linked;
 use sluice_image::spec::Spec;
 use sluice_image::{archive, layer};
@@ -30,6 +30,10 @@ struct Arguments {
     /// What the binaries were built for, as Cargo names it
     #[arg(long, value_name = "TRIPLE")]
     target: String,
+    /// A directory of this machine that no program may name: it would have other bytes elsewhere; may be given more than
+    /// once
+    #[arg(long, value_name = "DIR")]
+    private: Vec<Private>,
     /// One more label; may be given more than once
     #[arg(long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
@@ -51,7 +55,7 @@ fn make(path: &Path, arguments: &Arguments) -> anyhow::Result<()> {
     let (architecture, epoch) = (Architecture::of(&arguments.target)?, arguments.epoch);
     let spec = Spec::read(path)?;
     let read = |(inside, binary): (&String, &String)| {
-        Ok((inside.clone(), program::read(binary, &arguments.binaries, architecture)?))
+        Ok((inside.clone(), program::read(binary, &arguments.binaries, architecture, &arguments.private)?))
     };
     let programs = spec.files.iter().map(read).collect::<anyhow::Result<BTreeMap<_, _>>>()?;
     let labels = arguments.label.iter().cloned().collect();

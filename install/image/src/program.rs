@@ -3,6 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// What an image's programs run on, as OCI (and Go) names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,11 +48,47 @@ impl Architecture {
     }
 }
 
+/// A directory of the machine that builds. A program that names what is in it, in a panic's message or in what its
+/// sources take from `env!`, has other bytes where it is built elsewhere.
+#[derive(Clone, Debug)]
+pub struct Private(String);
+
+impl FromStr for Private {
+    type Err = anyhow::Error;
+
+    fn from_str(directory: &str) -> anyhow::Result<Self> {
+        let rest = directory.strip_prefix('/').context("it is not absolute")?;
+        Ok(Self(format!("/{}/", rest.trim_end_matches('/'))))
+    }
+}
+
+impl Private {
+    /// Whether the name is unlike any other: `/src/` is in `/sluice/shared/src/` as well.
+    fn is_distinct(&self) -> bool {
+        self.0.matches('/').count() > 2
+    }
+
+    /// What `bytes` name of what is in the directory, as far as it can be read.
+    fn named_by(&self, bytes: &[u8]) -> Option<String> {
+        let slashes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let found =
+            slashes.filter_map(|(at, _)| bytes.get(at..)).find(|rest| rest.starts_with(self.0.as_bytes()))?;
+        let path = found.iter().take(200).take_while(|byte| byte.is_ascii_graphic());
+        Some(path.map(|byte| char::from(*byte)).collect())
+    }
+}
+
 /// Finds `name` in the first of `directories` that has it, and reads it.
 ///
 /// # Errors
-/// When none has it, or it would not run in an image from scratch on `architecture`.
-pub fn read(name: &str, directories: &[PathBuf], architecture: Architecture) -> anyhow::Result<Vec<u8>> {
+/// When none has it, it would not run in an image from scratch on `architecture`, or it names something in one of
+/// `private`.
+pub fn read(
+    name: &str,
+    directories: &[PathBuf],
+    architecture: Architecture,
+    private: &[Private],
+) -> anyhow::Result<Vec<u8>> {
     let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
     let path = found.with_context(|| {
         let looked: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
@@ -59,6 +96,14 @@ pub fn read(name: &str, directories: &[PathBuf], architecture: Architecture) -> 
     })?;
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     check(&bytes, architecture).with_context(|| refusal(&path))?;
+    let named =
+        private.iter().filter(|directory| directory.is_distinct()).find_map(|one| one.named_by(&bytes));
+    if let Some(named) = named {
+        bail!(
+            "{} names a path of the machine that built it, so it is another program on each: {named}",
+            path.display()
+        );
+    }
     Ok(bytes)
 }
 
@@ -127,6 +172,20 @@ mod tests {
         assert!(error(&elf(62, &[1]), Architecture::Arm64).contains("machine 62"));
         assert!(error(b"#!/bin/sh\n", Architecture::Amd64).contains("no 64-bit"));
         assert!(error(&elf(62, &[1, 1])[..100], Architecture::Amd64).contains("cut off"));
+    }
+
+    #[test]
+    fn a_private_path_is_found_as_a_whole_directory() {
+        let private = |directory: &str| directory.parse::<Private>().unwrap();
+        let home = private("/home/builder");
+        assert_eq!(
+            home.named_by(b"\0no such pod/home/builder/src/main.rs\0/x").unwrap(),
+            "/home/builder/src/main.rs"
+        );
+        assert!(home.named_by(b"/home/builders/x /sluice/src /home/builder").is_none());
+        assert!(private("/home/builder/").named_by(b"/home/builder/x").is_some());
+        assert!(home.is_distinct() && !private("/src").is_distinct() && !private("/").is_distinct());
+        assert!("home".parse::<Private>().is_err());
     }
 
     #[test]

@@ -5,11 +5,13 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sluice_image::spec::VERSION;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, SystemTime};
 
 const SPEC: &str = "
 names: [docker.io/sluice/one:dev, docker.io/sluice/two:v1]
@@ -21,6 +23,20 @@ files:
   /usr/local/bin/second: second
   /usr/local/bin/first: first
 limitBytes: 20000
+";
+
+/// One that is shipped, with an SBOM.
+const SPEC_OF_A_PRODUCT: &str = "
+names: [docker.io/sluice/one:dev]
+title: test
+description: For a test.
+user: 65532:65532
+entrypoint: [/usr/local/bin/first]
+files:
+  /usr/local/bin/second: second
+  /usr/local/bin/first: first
+limitBytes: 20000
+packages: [sluice-image]
 ";
 
 struct Workshop(tempfile::TempDir);
@@ -44,17 +60,21 @@ impl Workshop {
         fs::write(path, bytes).unwrap();
     }
 
-    fn run(&self, more: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_sluice-image"))
+    fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-image"));
+        command
             .args(["--target", "x86_64-unknown-linux-musl", "--binaries"])
             .arg(self.path("bin"))
             .arg("--out")
             .arg(self.path("out"))
             .args(more)
             .arg(self.path("image.yaml"))
-            .env_remove("SOURCE_DATE_EPOCH")
-            .output()
-            .unwrap()
+            .env_remove("SOURCE_DATE_EPOCH");
+        command
+    }
+
+    fn run(&self, more: &[&str]) -> Output {
+        self.command(more).output().unwrap()
     }
 
     fn make(&self, more: &[&str]) -> Vec<u8> {
@@ -63,8 +83,8 @@ impl Workshop {
         fs::read(self.path("out/image.tar")).unwrap()
     }
 
-    fn refusal(&self) -> String {
-        let output = self.run(&[]);
+    fn refusal(&self, more: &[&str]) -> String {
+        let output = self.run(more);
         assert!(!output.status.success(), "it was taken");
         assert!(!self.path("out/image.tar").exists());
         String::from_utf8_lossy(&output.stderr).into_owned()
@@ -157,13 +177,46 @@ fn equal_input_gives_equal_bytes_and_no_new_file() {
     assert_ne!(one.make(&[]), first);
 }
 
+/// What a file system says of the binaries beside their bytes, where they are, and what the command is run with.
+#[test]
+fn nothing_but_the_bytes_of_the_programs_counts() {
+    let (one, other) = (Workshop::new(SPEC_OF_A_PRODUCT), Workshop::new(SPEC_OF_A_PRODUCT));
+    let second = other.path("bin/second");
+    fs::set_permissions(&second, fs::Permissions::from_mode(0o400)).unwrap();
+    let file = fs::File::options().append(true).open(other.path("bin/first")).unwrap();
+    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(86_400)).unwrap();
+    fs::create_dir(other.path("elsewhere")).unwrap();
+    fs::rename(second, other.path("elsewhere/second")).unwrap();
+    let elsewhere = other.path("elsewhere").display().to_string();
+    let first = one.make(&[]);
+    let mut command = other.command(&["--binaries", &elsewhere]);
+    let output =
+        command.env("TZ", "Pacific/Auckland").env("LC_ALL", "tr_TR.UTF-8").env("USER", "x").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(first, fs::read(other.path("out/image.tar")).unwrap());
+    let sbom = fs::read_to_string(one.path("out/image.cdx.json")).unwrap();
+    assert_eq!(sbom, fs::read_to_string(other.path("out/image.cdx.json")).unwrap());
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
+    assert!(!sbom.contains(&format!("{}/", sources.display())), "it names where it was made");
+}
+
+#[test]
+fn a_program_that_names_the_builders_paths_is_refused() {
+    let workshop = Workshop::new(SPEC);
+    workshop.write("bin/second", &elf(b"panicked at /home/builder/sluice/src/main.rs\0"));
+    workshop.make(&["--private", "/home/other"]);
+    fs::remove_file(workshop.path("out/image.tar")).unwrap();
+    let refusal = workshop.refusal(&["--private", "/home/other", "--private", "/home/builder"]);
+    assert!(refusal.contains("second") && refusal.contains("/home/builder/sluice/src/main.rs"), "{refusal}");
+}
+
 #[test]
 fn what_would_not_run_is_refused_by_name() {
     let workshop = Workshop::new(SPEC);
     fs::remove_file(workshop.path("bin/second")).unwrap();
-    assert!(workshop.refusal().contains("there is no second"));
+    assert!(workshop.refusal(&[]).contains("there is no second"));
     workshop.write("bin/second", b"#!/bin/sh\n");
-    assert!(workshop.refusal().contains("no 64-bit"));
+    assert!(workshop.refusal(&[]).contains("no 64-bit"));
 }
 
 #[test]
@@ -172,7 +225,7 @@ fn an_image_above_its_limit_is_refused() {
     // Noise, which is no smaller when it is compressed.
     let noise = (0..1000_u16).flat_map(|number| Sha256::digest(number.to_le_bytes())).collect::<Vec<u8>>();
     workshop.write("bin/second", &elf(&noise));
-    assert!(workshop.refusal().contains("its limit is 20000"));
+    assert!(workshop.refusal(&[]).contains("its limit is 20000"));
 }
 
 #[test]
@@ -195,4 +248,32 @@ fn the_real_specs_are_taken() {
             "registry.k8s.io/pause:3.10",
         ]
     );
+}
+
+/// CI has no container engine; that both ways to an image name the same things can be seen without one.
+#[test]
+fn the_containerfile_has_the_same_programs() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let spec = sluice_image::spec::Spec::read(&here.join("sluice.yaml")).unwrap();
+    let text = fs::read_to_string(here.join("Containerfile")).unwrap();
+    let built = text.split_whitespace().filter_map(|word| word.strip_prefix("target/")?.rsplit('/').next());
+    assert_eq!(built.collect::<BTreeSet<_>>(), spec.files.values().map(String::as_str).collect());
+    for (path, program) in &spec.files {
+        assert_eq!(
+            path,
+            &format!("/usr/local/bin/{program}"),
+            "where the Containerfile copies all of them to"
+        );
+    }
+    let entrypoint = format!("ENTRYPOINT {:?}", spec.entrypoint);
+    let user = format!("USER {}", spec.user);
+    let title = format!("image.title={:?}", spec.title);
+    let description = format!("image.description={:?}", spec.description);
+    for line in ["--chown=0:0 --chmod=0755 /out/ /usr/local/bin/", &entrypoint, &user, &title, &description] {
+        assert!(text.contains(line), "the Containerfile has no {line}");
+    }
+    for package in &spec.packages {
+        let asked = text.split_whitespace().collect::<Vec<_>>().windows(2).any(|two| two == ["-p", package]);
+        assert!(asked, "the Containerfile does not build {package}");
+    }
 }
