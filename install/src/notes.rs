@@ -2,7 +2,7 @@
 
 use crate::disk::{Attributes, Disk};
 use crate::options::Paths;
-use crate::write::{no_room, put};
+use crate::write::{is_of_a_write, no_room, put};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sluice_shared::conflist::{Runtime, Way};
@@ -145,11 +145,25 @@ impl<D: Disk> Notes<'_, D> {
         }
     }
 
-    /// Removes what survives a reboot. The lease goes last: while it is there, given up, nobody is held back.
+    /// Removes what survives a reboot, and what writes of notes have left that a crash broke off. The lease goes last:
+    /// while it is there, given up, nobody is held back.
     pub fn remove_all(&self) -> io::Result<()> {
+        self.sweep(&self.paths.run_dir)?;
+        self.sweep(&self.paths.host_state_dir)?;
         self.remove(&self.paths.chaining())?;
         self.remove(&self.membership())?;
         self.remove(&self.paths.lease())
+    }
+
+    fn sweep(&self, dir: &Path) -> io::Result<()> {
+        let names = match self.disk.names(dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            names => names?,
+        };
+        names
+            .iter()
+            .filter(|(name, _)| is_of_a_write(name))
+            .try_for_each(|(name, _)| self.remove(&dir.join(name)))
     }
 
     fn membership(&self) -> std::path::PathBuf {

@@ -52,6 +52,13 @@ pub fn is_temporary(name: &str) -> bool {
     name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
 }
 
+/// Whether a name is one of [`temporary_in`]'s. The agent writes to the same directories, and its names have no `-` there.
+pub fn is_of_a_write(name: &str) -> bool {
+    let between = name.strip_prefix(TEMPORARY.0).and_then(|rest| rest.strip_suffix(TEMPORARY.1));
+    let numbers = between.and_then(|between| between.split_once('-'));
+    numbers.is_some_and(|(process, number)| [process, number].iter().all(|part| part.parse::<u64>().is_ok()))
+}
+
 /// Whether the disk is full.
 pub fn no_room(e: &io::Error) -> bool {
     matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -35,6 +35,7 @@ fn an_installation_that_ends_anywhere_leaves_a_node_on_which_pods_start() {
                 let gone = node.with(node.disk.after_crash());
                 gone.uninstall().unwrap();
                 assert_eq!(gone.disk.below("/conf"), before, "{case:?}");
+                assert_eq!(gone.temporaries(), [""; 0], "{case:?}");
             },
         );
     }

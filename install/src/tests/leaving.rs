@@ -24,6 +24,7 @@ fn a_removal_that_ends_anywhere_leaves_a_node_on_which_pods_start_and_is_ended_b
                 node.uninstall().unwrap();
                 node.uninstall().unwrap();
                 assert_eq!(node.disk.below("/conf"), before, "{case:?} {at}");
+                assert_eq!(node.temporaries(), [""; 0], "{case:?} {at}");
             }
         }
     }

@@ -112,6 +112,13 @@ impl Node {
         remove(&self.disk, &self.paths, &Self::clock(), Leftover::Remove, Path::new("/cache"))
     }
 
+    /// What a write that was broken off has left, anywhere.
+    pub fn temporaries(&self) -> Vec<String> {
+        let dirs = ["/conf", "/bin", "/state", "/run"];
+        let paths = dirs.iter().flat_map(|dir| self.disk.below(dir).into_keys());
+        paths.map(|path| path.display().to_string()).filter(|path| path.contains("/.sluice-")).collect()
+    }
+
     /// The plugins that a runtime would run, or why no pod starts; drop-ins count when it is a new one.
     pub fn starts(&self) -> Result<Vec<String>, String> {
         let names = self.disk.names(Path::new("/conf")).map_err(|e| e.to_string())?;
