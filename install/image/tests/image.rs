@@ -244,6 +244,7 @@ fn the_real_specs_are_taken() {
             "docker.io/sluice/app:dev",
             format!("docker.io/sluice/sluice:{VERSION}").as_str(),
             "docker.io/sluice/sluice:dev",
+            "docker.io/sluice/sluice:next",
             "docker.io/sluice/ztunnel-standin:dev",
             "registry.k8s.io/pause:3.10",
         ]

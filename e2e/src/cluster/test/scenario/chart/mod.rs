@@ -1,6 +1,6 @@
-//! The chart, through helm: installed, upgraded, broken, rolled back and uninstalled, while clients talk and pods come
-//! and go all the time. The installer chains the plugin here, not the test, and by each of its ways: a drop-in behind
-//! node1's primary, in place behind node2's, which forbids drop-ins; then as [`other_ways`] has it.
+//! The chart, through helm: installed, upgraded to another image, broken, rolled back and uninstalled, while clients talk
+//! and pods come and go all the time. The installer chains the plugin here, not the test, and by each of its ways: a
+//! drop-in behind node1's primary, in place behind node2's, which forbids drop-ins; then as [`other_ways`] has it.
 
 mod nodes;
 mod other_ways;
@@ -20,6 +20,8 @@ use sluice_shared::conflist::Way;
 use through::{Meanwhile, through};
 
 const RELEASE: &str = "sluice";
+/// The product with other programs, as its next version has them (`e2e/cluster/images/sluice-next.yaml`).
+const NEXT: &str = "docker.io/sluice/sluice:next";
 /// Namespaces of a Deployment each, whose pods are replaced while something is done: in the mesh, and not.
 const CHURN: [(&str, Option<&str>); 2] = [("churn-mesh", Some("ambient")), ("churn-plain", None)];
 const REPLICAS: usize = 6;
@@ -39,14 +41,19 @@ pub fn lifecycle(stage: &mut Stage, report: &mut Report) {
         || must_be_chained(stage, &[Way::DropIn, Way::InPlace]),
     );
     through(stage, report, "helm upgrade", Meanwhile::Captured, |stage| {
-        install(stage, &["--set=logging.level=debug"])
+        install(stage, &["--set=logging.level=debug", &format!("--set=image={NEXT}")])
+    });
+    report.check("helm upgrade: every node has the next version's plugin, in the chain as before", || {
+        nodes::until_plugin(stage, true)?;
+        must_be_chained(stage, &[Way::DropIn, Way::InPlace])
     });
     broken_upgrade(stage, report);
     through(stage, report, "helm rollback", Meanwhile::Captured, |stage| {
         helm(stage, &["rollback", RELEASE, "1", "--wait", "--timeout=3m"], "")?;
         rolled_out(stage)
     });
-    report.check("helm rollback: the ways are as they were", || {
+    report.check("helm rollback: plugin and ways are as they were", || {
+        nodes::until_plugin(stage, false)?;
         must_be_chained(stage, &[Way::DropIn, Way::InPlace])
     });
     through(stage, report, "helm uninstall", Meanwhile::Started, uninstall);

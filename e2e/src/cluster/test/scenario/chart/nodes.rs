@@ -1,7 +1,8 @@
 //! What the chart leaves on the nodes, and how its installer has got into their chains.
 
 use crate::cluster::node::Node;
-use crate::cluster::test::stage::Stage;
+use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::lab::eventually;
 use anyhow::{Context, Result, ensure};
 use sluice_shared::conflist::Way;
 use sluice_shared::install::{INSTALLATION_FILE, Installation, State};
@@ -57,6 +58,24 @@ pub fn must_be_chained(stage: &Stage, ways: &[Way]) -> Result<String> {
     };
     let said: Result<Vec<_>> = stage.cluster().nodes().iter().zip(ways).map(of).collect();
     Ok(said?.join("; "))
+}
+
+/// Waits until every node has the plugin of the next version's image, or of the first one's. They do the same: the one
+/// has a word behind its end. A pod may be Ready by what the installer before its own has done.
+///
+/// # Errors
+/// On which node it stays the other one, or there is none.
+pub fn until_plugin(stage: &Stage, next: bool) -> Result<()> {
+    let (wanted, other) = if next { ("next", "first") } else { ("first", "next") };
+    stage.cluster().nodes().iter().try_for_each(|node| {
+        eventually(&format!("{} to have the {wanted} image's plugin", node.name()), PATIENCE, || {
+            let path = node.disk("opt/cni/bin/sluice-cni");
+            let bytes = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+            let is_next = bytes.ends_with(b"the next version\n");
+            ensure!(is_next == next, "it has the {other} one's");
+            Ok(())
+        })
+    })
 }
 
 /// All files below a node's directory of network configuration.
