@@ -22,7 +22,7 @@ pub struct Capture {
 #[derive(Clone, Debug, Default)]
 pub struct Packets(pub Vec<Packet>);
 
-/// One TCP or UDP packet.
+/// One TCP or UDP packet; of a tunnel's, the one inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
     /// When it was seen, by the machine's clock.
@@ -57,6 +57,9 @@ const SYN: u8 = 2;
 const ACK: u8 = 16;
 /// A TLS record's first bytes: a handshake of TLS 1.x (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
+
+/// Where Linux' VXLAN devices send to, unless they are told otherwise.
+const VXLAN: u16 = 8472;
 
 /// Packets with the SYN flag. An IPv6 header has a fixed length and the pod networks no extension headers.
 const BEGINNINGS: &str = "(ip and tcp and tcp[13] & 2 != 0) or (ip6 and ip6[6] == 6 and ip6[53] & 2 != 0)";
@@ -265,12 +268,21 @@ fn packet(at: SystemTime, network: &[u8]) -> Option<Packet> {
                 (Transport::Tcp { flags: *transport.get(13)?, sequence }, transport.get(header..)?.to_vec());
             Some(Packet { at, from, to, transport, options, payload })
         }
+        17 if to.port() == VXLAN => packet(at, tunnelled(transport.get(8..)?)?),
         17 => {
             let payload = transport.get(8..)?.to_vec();
             Some(Packet { at, from, to, transport: Transport::Udp, options: Vec::new(), payload })
         }
         _ => None,
     }
+}
+
+/// The network packet inside of a VXLAN packet, behind its header and an Ethernet header without a VLAN tag (RFC 7348,
+/// section 5). Nothing where the header does not name a network, or ARP or the like is inside.
+fn tunnelled(vxlan: &[u8]) -> Option<&[u8]> {
+    let names_a_network = vxlan.first()? & 0x08 != 0;
+    let ethertype = word(vxlan, 8 + 12)?;
+    (names_a_network && matches!(ethertype, 0x0800 | 0x86dd)).then(|| vxlan.get(8 + 14..)).flatten()
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {
@@ -282,12 +294,40 @@ mod tests {
     use super::*;
 
     fn with_options(options: &[u8]) -> Packet {
+        packet(SystemTime::UNIX_EPOCH, &syn(options)).unwrap()
+    }
+
+    fn syn(options: &[u8]) -> Vec<u8> {
         let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
         ip.extend([0x80, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0, SYN, 0, 0, 0, 0, 0, 0]);
         ip[32] = u8::try_from((20 + options.len()) / 4 * 16).unwrap();
         ip.extend(options);
         ip[3] = u8::try_from(ip.len()).unwrap();
-        packet(SystemTime::UNIX_EPOCH, &ip).unwrap()
+        ip
+    }
+
+    /// A UDP packet over IPv4 to [`VXLAN`], with this VXLAN header's flags and this inside of an Ethernet frame.
+    fn in_a_tunnel(flags: u8, ethertype: [u8; 2], network: &[u8]) -> Vec<u8> {
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        ip.extend([0xc0, 0]);
+        ip.extend(VXLAN.to_be_bytes());
+        ip.extend([0; 4]);
+        ip.extend([flags, 0, 0, 0, 0, 0, 1, 0]);
+        ip.extend([0; 12]);
+        ip.extend(ethertype);
+        ip.extend(network);
+        ip[3] = u8::try_from(ip.len()).unwrap();
+        ip
+    }
+
+    #[test]
+    fn of_a_tunnel_s_packet_the_one_inside_counts() {
+        let inside = packet(SystemTime::UNIX_EPOCH, &in_a_tunnel(8, [8, 0], &syn(&[2, 4, 5, 180])));
+        assert_eq!(inside, Some(with_options(&[2, 4, 5, 180])));
+        let nothing = |outside: &[u8]| packet(SystemTime::UNIX_EPOCH, outside).is_none();
+        assert!(nothing(&in_a_tunnel(8, [8, 6], &[0; 28])), "ARP");
+        assert!(nothing(&in_a_tunnel(0, [8, 0], &syn(&[]))), "of no network");
+        assert!(nothing(&in_a_tunnel(8, [8, 0], &[])), "cut");
     }
 
     #[test]
