@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-pub const CHECKS: [Check; 7] = [
+pub const CHECKS: [Check; 8] = [
     (
         "an old runtime's list is joined in place, a new one's by a drop-in, a single plugin by a list of our own",
         each,
@@ -21,6 +21,10 @@ pub const CHECKS: [Check; 7] = [
     ("a restart, a SIGKILL and an upgrade of the installer change nothing", restarts),
     ("the way follows the runtime: in place before its upgrade, a drop-in after it, never both", upgrade),
     ("a list of our own repeats every change of the primary's, and its .conf stays to the byte", tracks),
+    (
+        "a list of our own after a reboot: for the grace it stays without the primary's file, then it goes with it",
+        after_reboot,
+    ),
     (
         "behind Multus, thin and thick, with a runtime that adds drop-ins: we are in the chain that Multus runs",
         behind_multus,
@@ -154,6 +158,61 @@ fn tracks(parent: &Path, name: &str) -> Result<String> {
     by_rename(&node.conf().join(file), OVN, 0o600)?;
     node.converges(Libcni::Old)?;
     Ok(format!("4 changes followed; gone {} ms after the primary's file", took.as_millis()))
+}
+
+fn after_reboot(parent: &Path, name: &str) -> Result<String> {
+    let file = "10-ovn-kubernetes.conf";
+    // In seconds since boot: long past, ended while it is looked at, never reached.
+    let graces: [fn(u64) -> u64; 3] = [|_| 0, |now| now + 4, |_| u64::MAX];
+    for (number, grace) in graces.into_iter().enumerate() {
+        let mut node = Node::new(parent, &format!("{name}-{number}"), &[(file, OVN, 0o600)])?;
+        node.start_chained(Libcni::Old)?;
+        node.end(Signal::SIGKILL)?;
+        node.end_agent()?;
+        for left in fs::read_dir(node.dir.join("run"))? {
+            fs::remove_file(left?.path())?;
+        }
+        let grace = grace(uptime()?);
+        node = node.options(&[&format!("--reboot-grace={grace}")]);
+        fs::remove_file(node.conf().join(file))?;
+        node.once(Libcni::Old)?;
+        node.start()?;
+        if grace > 0 {
+            node.until("the installer says that it waits", PATIENCE, |node| {
+                let state = node.state()?;
+                ensure!(state.message.contains("our list of before the boot stays"), "{state:?}");
+                node.once(Libcni::Old)
+            })?;
+        }
+        if grace < u64::MAX {
+            node.until("our list is gone", PATIENCE, |node| {
+                ensure!(node.network(Libcni::Old).is_err(), "pods would still start");
+                Ok(())
+            })?;
+            let now = uptime()?;
+            ensure!(now >= grace, "it went after {now} s, and the grace is of {grace}");
+        }
+        let text = OVN.replace("\"4\"", "\"5\"");
+        by_rename(&node.conf().join(file), &text, 0o600)?;
+        node.promptly("our list says what the primary does now", |node| {
+            let ours = fs::read_to_string(node.conf().join("00-sluice.conflist"))?;
+            ensure!(ours.contains(&text), "{ours}");
+            node.once(Libcni::Old)
+        })?;
+        // The grace is for a primary that has not come yet in this boot, not for one that has gone again.
+        fs::remove_file(node.conf().join(file))?;
+        node.promptly("our list is gone with the primary's", |node| {
+            ensure!(node.network(Libcni::Old).is_err(), "pods would still start");
+            Ok(())
+        })?;
+    }
+    Ok("no grace, one that ends, one that does not".to_owned())
+}
+
+/// Whole seconds since this machine's boot.
+fn uptime() -> Result<u64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    text.split('.').next().context("no uptime")?.parse().context("a strange uptime")
 }
 
 fn behind_multus(parent: &Path, name: &str) -> Result<String> {

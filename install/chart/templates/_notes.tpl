@@ -32,6 +32,10 @@ WARNING: the plugin comes into the chain by a list of our own ({{ eq $v.install.
 cilium-agent has cni.exclusive=true, its default, it takes that list away again each time, and pods start outside the
 mesh in between: set cni.exclusive=false there, or install.way=auto{{ if ne $v.install.way "owned" }} and istioOwnedCNIConfig=false{{ end }}, which needs no such list.
 {{- end }}
+{{- if $s.iptables }}
+config.backend is iptables, which runs iptables' programs. Sluice's own image has none, and with it no agent gets ready:
+image must name one that has them (docs/install.md, "The backend iptables"). {{ if contains "docker.io/sluice/sluice" $s.image }}It names {{ $s.image }} now.{{ end }}
+{{- end }}
 {{- if eq $s.seccomp.type "Localhost" }}
 Every node needs {{ $s.seccomp.localhostProfile }} below the kubelet's seccomp directory (/var/lib/kubelet/seccomp),
 before the pod starts there; the chart has it as files/seccomp.json.

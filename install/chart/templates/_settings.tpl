@@ -83,6 +83,7 @@ says fails here.
     "log" (include "sluice.log" $v | fromJson)
     "updateStrategy" $strategy
     "grace" (max 20 (int $v.terminationGracePeriodSeconds))
+    "iptables" (eq (toString $v.config.backend) "iptables")
     "seLinux" $selinux
     "seccomp" $seccomp
     "appArmorField" $newEnough

@@ -78,4 +78,12 @@ fn nothing_is_said_of_values_that_nobody_set() {
     assert!(!text.contains("WARNING"), "{text}");
     let local = notes(&["--set", "seccomp.type=Localhost"]);
     assert!(local.contains("sluice/seccomp.json"), "{local}");
+    // The backend that the image has no programs for.
+    assert!(!text.contains("iptables"), "{text}");
+    let iptables = notes(&["--set", "config.backend=iptables"]);
+    assert!(iptables.contains("image must name one that has them"), "{iptables}");
+    assert!(iptables.contains("It names docker.io/sluice/sluice:"), "{iptables}");
+    let own =
+        notes(&["--set", "config.backend=iptables", "--set", "image=registry.example/sluice-iptables:1"]);
+    assert!(own.contains("image must name") && !own.contains("It names"), "{own}");
 }

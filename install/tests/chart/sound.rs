@@ -97,6 +97,35 @@ fn no_rendering_asks_for_more() {
     }
 }
 
+/// What iptables-legacy needs, and only where its backend is asked for.
+#[test]
+#[ignore = "needs helm: make chart-test"]
+fn the_backend_iptables_gets_what_its_programs_need() {
+    let lock = |args: &[&str]| {
+        let rendered = render(args);
+        assert!(apicheck(&rendered.text, None).is_ok(), "{args:?}");
+        let agent = rendered.container("agent");
+        let raw = strings(&agent["securityContext"]["capabilities"]["add"]).contains("NET_RAW");
+        let env = agent["env"].as_array().unwrap().clone();
+        let locks: Vec<_> = env.iter().filter(|variable| variable["name"] == "XTABLES_LOCKFILE").collect();
+        assert!(locks.len() <= 1, "{args:?}: {locks:?}");
+        (raw, locks.first().and_then(|variable| variable["value"].as_str()).map(str::to_owned))
+    };
+    let usual = Some("/run/sluice/xtables.lock".to_owned());
+    assert_eq!(lock(&[]), (false, None));
+    assert_eq!(lock(&["--set", "config.backend=nftables"]), (false, None));
+    let iptables = ["--set", "config.backend=iptables"];
+    assert_eq!(lock(&iptables), (true, usual));
+    let own = ["--set", "env.XTABLES_LOCKFILE=/var/lib/sluice/lock"];
+    assert_eq!(lock(&[iptables, own].concat()), (true, Some("/var/lib/sluice/lock".to_owned())));
+    // On OpenShift what may be asked for is what is asked for.
+    let openshift = ["--set", "platform=openshift"];
+    for (args, allowed) in [(openshift.to_vec(), false), ([openshift, iptables].concat(), true)] {
+        let scc = render(&args).one("SecurityContextConstraints").clone();
+        assert_eq!(strings(&scc["allowedCapabilities"]).contains("NET_RAW"), allowed, "{args:?}");
+    }
+}
+
 /// What comes to the agent over a network, by its own configuration: the one port; and it goes to the API server alone.
 #[test]
 #[ignore = "needs helm: make chart-test"]

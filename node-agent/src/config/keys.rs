@@ -129,7 +129,8 @@ pub static KEYS: &[Key] = &[
         kind: Kind::Word(&["auto", "nftables", "iptables", "ebpf"]),
         default: Default::Text("auto"),
         doc: "How rules get into the kernel. `auto` tries nftables, then iptables, and takes the first that this \
-              kernel lets work. This build has no `ebpf` and refuses to start with it.",
+              kernel lets work. `iptables` runs iptables' programs, of which Sluice's image has none: it \
+              takes an image of your own (docs/install.md). This build has no `ebpf` and refuses to start with it.",
     },
     Key {
         name: "probes",

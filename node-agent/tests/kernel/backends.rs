@@ -50,6 +50,8 @@ fn without_programs() {
         assert!(said.contains(program), "{said}");
     }
     assert!(said.contains("No such file"), "{said}");
+    // What to do about it, once and not for each program.
+    assert_eq!(said.matches("an image that has iptables too").count(), 1, "{said}");
 }
 
 fn guard() {

@@ -59,12 +59,23 @@ impl Node {
     /// # Errors
     /// When a part does not come up again.
     pub fn reboot(&self) -> Result<()> {
+        self.reboot_after(|| Ok(()))
+    }
+
+    /// The same, with something done while it is off: to its disk, or in the cluster that goes on without it.
+    ///
+    /// # Errors
+    /// When a part does not come up again, and those of `meanwhile`.
+    pub fn reboot_after(&self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         self.reboots.lock().unwrap_or_else(PoisonError::into_inner).push(SystemTime::now());
         self.power_off()?;
+        let done = meanwhile();
         self.power_on()?;
         self.start_containerd()?;
         self.join()?;
-        self.start_flanneld()
+        self.start_flanneld()?;
+        // Whatever came of it, what follows needs the node.
+        done
     }
 
     /// When it was rebooted.

@@ -36,6 +36,13 @@ impl Node {
     pub fn write_primary(&self, form: Form) -> Result<()> {
         chain::write(self.primary, self.index, &self.place.disk("etc/cni/net.d"), form)
     }
+
+    /// Where its primary CNI's configuration is in this form.
+    #[must_use]
+    pub fn primary_file(&self, form: Form) -> PathBuf {
+        self.place.disk("etc/cni/net.d").join(self.primary.file_of(form))
+    }
+
     /// Its primary CNI's network configuration list.
     #[must_use]
     pub fn primary_list(&self) -> PathBuf {

@@ -1,6 +1,7 @@
 //! Which backend works on this node: found by carrying out the real plan in a namespace of its own.
 
 use super::iptables::Variant;
+use super::program;
 use super::scratch::scratch;
 use super::{LinuxKernel, Means, carry_out, cgroup, observed_rules};
 use crate::kernel::KernelError;
@@ -16,6 +17,10 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
+
+/// What to do where no iptables is installed: an operator who asked for it has most likely not thought of the image.
+const NO_PROGRAMS: &str = "Sluice's own image has no programs but its own: use the backend nftables, or an image that has \
+     iptables too (docs/install.md, \"The backend iptables\")";
 
 impl LinuxKernel {
     /// Tries the backends with `plan` in a scratch namespace, nftables first, or only the one that the operator
@@ -59,15 +64,21 @@ impl LinuxKernel {
     /// # Errors
     /// When none does, with what each said.
     pub fn probe_iptables(&self, plan: &RedirectPlan) -> Result<Variant, KernelError> {
-        let mut failures = Vec::new();
+        let (mut failures, mut none_is_there) = (Vec::new(), true);
         for variant in Variant::ALL {
             match try_plan(plan, Backend::Iptables, self.means(Some(variant))) {
                 Ok(()) => {
                     self.use_iptables(variant);
                     return Ok(variant);
                 }
-                Err(error) => failures.push(format!("{variant}: {error}")),
+                Err(error) => {
+                    none_is_there &= program::is_missing(&error);
+                    failures.push(format!("{variant}: {error}"));
+                }
             }
+        }
+        if none_is_there {
+            failures.push(NO_PROGRAMS.to_owned());
         }
         Err(KernelError::Call {
             call: "find iptables programs that work".into(),

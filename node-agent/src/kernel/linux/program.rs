@@ -20,9 +20,18 @@ pub(super) struct Ended {
     pub(super) stderr: String,
 }
 
+/// How the call of a program is named in errors.
+const RUN: &str = "run ";
+
+/// Whether a program could not be run because it is not there, as in an image of ours, which has none.
+pub(super) fn is_missing(error: &KernelError) -> bool {
+    matches!(error, KernelError::Call { call, source, .. }
+        if call.starts_with(RUN) && source.kind() == io::ErrorKind::NotFound)
+}
+
 /// Runs it to its end. Its input and what it complains of are files in memory, so that neither side can block the other.
 pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> Result<Ended, KernelError> {
-    let call = || format!("run {program} {}", arguments.join(" "));
+    let call = || format!("{RUN}{program} {}", arguments.join(" "));
     let failed = |source: io::Error, detail: String| KernelError::Call { call: call(), source, detail };
     let outcome = (|| {
         let (stdin, mut stderr) = (memory_file(input)?, memory_file("")?);

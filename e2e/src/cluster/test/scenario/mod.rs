@@ -19,12 +19,14 @@ use super::leaks::Talker;
 use super::manifests::{self, of_daemon_set};
 use super::processes;
 use super::stage::{CROWD, PATIENCE, Stage};
+use crate::cluster::node::Node;
 use crate::cluster::watch::Seen;
 use crate::cluster::watch::seen::Pod;
 use crate::lab::eventually;
 use crate::lab::report::Report;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use sluice_shared::admin::State;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -112,6 +114,50 @@ fn until_all(stage: &Stage, namespace: &str, count: usize, as_wanted: fn(&Pod) -
         let ready = pods.iter().filter(|pod| as_wanted(pod)).count();
         ensure!(ready == count && pods.len() == count, "{ready} of {} are as they should be", pods.len());
         Ok(pods.into_iter().cloned().collect())
+    })
+}
+
+/// Waits until every pod of these namespaces that was on a node `before` its power cut runs there again; returns them.
+/// Until the kubelet has looked, the API shows them as they were.
+///
+/// # Errors
+/// Which pod does not run, or was not started again.
+fn until_started_again(stage: &Stage, node: &Node, before: &Seen, namespaces: &[&str]) -> Result<Vec<Pod>> {
+    let was_here = |pod: &&Pod| {
+        pod.node == node.name()
+            && !pod.host_network
+            && !pod.deleting
+            && namespaces.contains(&pod.namespace.as_str())
+    };
+    let were: Vec<&Pod> = before.pods.values().filter(was_here).collect();
+    ensure!(!were.is_empty(), "no pod was on {}", node.name());
+    stage.until(&format!("the pods of {} to be started again", node.name()), PATIENCE * 3, |seen| {
+        let again = were.iter().map(|was| {
+            let pod = seen.pod(&was.namespace, &was.name)?;
+            ensure!(
+                pod.uid == was.uid && pod.restarts > was.restarts && pod.ready,
+                "{} is {}, {} restarts",
+                pod.full_name(),
+                pod.phase,
+                pod.restarts
+            );
+            Ok(pod.clone())
+        });
+        again.collect()
+    })
+}
+
+/// Waits until the agent on a node says that a pod is captured: the annotation may still be the one from before a reboot.
+///
+/// # Errors
+/// What the agent says instead.
+fn until_enabled(stage: &Stage, node: &Node, pod: &Pod) -> Result<()> {
+    stage.until(&format!("{} to be captured", pod.full_name()), PATIENCE, |_| {
+        let status = stage.status(node)?;
+        let found = status.pods.iter().find(|found| found.uid.as_str() == pod.uid);
+        let state = found.map(|found| found.state);
+        ensure!(state == Some(State::Enabled), "the agent says {state:?}");
+        Ok(())
     })
 }
 

@@ -1,12 +1,12 @@
 //! A node's power is cut, and it starts again.
 
+use super::{until_enabled, until_started_again};
 use crate::cluster::test::demo::{self, DEMO, OUTSIDE, OUTSIDER, PODS};
 use crate::cluster::test::leaks::Talker;
-use crate::cluster::test::stage::{PATIENCE, Stage};
+use crate::cluster::test::stage::Stage;
 use crate::cluster::watch::seen::Pod;
 use crate::lab::report::Report;
 use anyhow::{Result, anyhow, ensure};
-use sluice_shared::admin::State;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
@@ -22,25 +22,7 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
         let before = stage.seen();
         stage.node(NODE)?.reboot()?;
         let on = SystemTime::now();
-        // Until the kubelet has looked, the API shows the pods as they were before.
-        let pods = stage.until("the pods of node2 to be started again", PATIENCE * 3, |seen| {
-            let here = |pod: &&Pod| {
-                pod.node == "node2" && !pod.host_network && [DEMO, OUTSIDE].contains(&pod.namespace.as_str())
-            };
-            let pods: Vec<&Pod> = seen.pods.values().filter(here).collect();
-            for pod in &pods {
-                let was = before.pods.get(&pod.uid).map_or(0, |pod| pod.restarts);
-                ensure!(
-                    pod.restarts > was && pod.ready,
-                    "{} is {}, {} restarts",
-                    pod.name,
-                    pod.phase,
-                    pod.restarts
-                );
-            }
-            Ok(pods.into_iter().cloned().collect())
-        })?;
-        Ok((on, pods))
+        Ok((on, until_started_again(stage, stage.node(NODE)?, &before, &[DEMO, OUTSIDE])?))
     };
     let rebooted = rebooted();
     let rebooted = || rebooted.as_ref().map_err(|why| anyhow!("{why:#}"));
@@ -50,7 +32,7 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
     });
     report.check("after a reboot of its node, a pod of the mesh comes back captured", || {
         for pod in rebooted()?.1.iter().filter(|pod| pod.namespace == DEMO) {
-            until_enabled(stage, pod)?;
+            until_enabled(stage, stage.node(NODE)?, pod)?;
         }
         stage.until_captured(DEMO, &PODS, true)?;
         let clients = [(DEMO, "client-2")];
@@ -70,15 +52,4 @@ pub fn node(stage: &mut Stage, report: &mut Report) {
         let client = Talker::new(&stage.pod(DEMO, "client-2")?, demo::TALKS).since(rebooted()?.0);
         stage.judge(wire)?.must_hold(&[client])
     });
-}
-
-/// The annotation may still be the one from before the reboot: the agent itself must say so.
-fn until_enabled(stage: &Stage, pod: &Pod) -> Result<()> {
-    stage.until(&format!("{} to be captured", pod.name), PATIENCE, |_| {
-        let status = stage.status(stage.node(NODE)?)?;
-        let found = status.pods.iter().find(|found| found.uid.as_str() == pod.uid);
-        let state = found.map(|found| found.state);
-        ensure!(state == Some(State::Enabled), "the agent says {state:?}");
-        Ok(())
-    })
 }

@@ -4,6 +4,7 @@
 
 mod nodes;
 mod other_ways;
+mod power;
 mod through;
 
 use super::until_all;

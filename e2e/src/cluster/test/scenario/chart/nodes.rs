@@ -49,15 +49,23 @@ pub fn must_be(node: &Node, before: &Tree) -> Result<()> {
 /// On which node it has not, and what it says.
 pub fn must_be_chained(stage: &Stage, ways: &[Way]) -> Result<String> {
     let of = |(node, way): (&Node, &Way)| -> Result<String> {
-        let path = node.path(Path::new("/run/sluice").join(INSTALLATION_FILE))?;
-        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let said: Installation = serde_json::from_slice(&text).context("read install.json")?;
+        let said = installation(node)?;
         let as_wanted = said.state == State::Chained && said.way == Some(*way);
         ensure!(as_wanted, "{}: {said:?}, where {} was to be", node.name(), way.as_str());
         Ok(format!("{}: {}, since {}", node.name(), way.as_str(), said.why))
     };
     let said: Result<Vec<_>> = stage.cluster().nodes().iter().zip(ways).map(of).collect();
     Ok(said?.join("; "))
+}
+
+/// What the installer on a node says.
+///
+/// # Errors
+/// When it says nothing.
+pub fn installation(node: &Node) -> Result<Installation> {
+    let path = node.path(Path::new("/run/sluice").join(INSTALLATION_FILE))?;
+    let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).context("read install.json")
 }
 
 /// Waits until every node has the plugin of the next version's image, or of the first one's. They do the same: the one

@@ -4,7 +4,7 @@
 
 use super::nodes::{self, Tree, must_be_chained};
 use super::through::{Meanwhile, through};
-use super::{CHURN, REPLICAS, install, rolled_out, uninstall};
+use super::{CHURN, REPLICAS, install, power, rolled_out, uninstall};
 use crate::cluster::chain::Form;
 use crate::cluster::node::Node;
 use crate::cluster::test::demo;
@@ -21,7 +21,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 /// The node that leaves, as [`Stage::node`] counts.
-const LEAVES: usize = 2;
+pub(super) const LEAVES: usize = 2;
 /// The label by which the DaemonSet selects its nodes here, with its value.
 const SELECTED: &str = "sluice-node=yes";
 /// The taint that nodes of Istio's users register with.
@@ -45,15 +45,19 @@ pub fn once_more(stage: &Stage, report: &mut Report) {
     report.check("helm install, once more: what started without it is captured", || all_captured(stage));
     // What goes, goes before what comes: for a moment there is no way (decisions/0009-install.md).
     through(stage, report, "helm upgrade to lists of our own", Meanwhile::Started, |stage| {
-        upgrade(stage, &["--set=install.way=owned"])
+        upgrade(stage, &["--set=install.way=owned", "--set=install.rebootGraceSeconds=0"])
     });
     report.check("helm upgrade to lists of our own: all pods are captured, new ones too", || {
         all_captured(stage)?;
         must_be_chained(stage, &[Way::Owned, Way::Owned])
     });
+    power::primary_is_gone(stage, report);
     through(stage, report, "helm upgrade, of lists of our own", Meanwhile::Captured, |stage| {
-        upgrade(stage, &["--set=install.way=owned", "--set=logging.level=debug"])
+        // Longer than any machine that runs this is up: its clock is not set back by a power cut of a node.
+        upgrade(stage, &["--set=install.way=owned", "--set=install.rebootGraceSeconds=100000000"])
     });
+    power::primary_has_changed(stage, report);
+    power::primary_comes_later(stage, report);
     leave(stage, report, &before);
     come_back(stage, report);
     through(stage, report, "helm uninstall, of lists of our own", Meanwhile::Started, uninstall);
@@ -89,7 +93,7 @@ fn all_captured(stage: &Stage) -> Result<String> {
 }
 
 /// A pod of each kind on the node.
-fn start_on(stage: &Stage, node: &Node, name: &str) -> Result<Vec<Pod>> {
+pub(super) fn start_on(stage: &Stage, node: &Node, name: &str) -> Result<Vec<Pod>> {
     let mut started = Vec::new();
     for (namespace, _) in CHURN {
         stage.apply(&[Shape::idle(namespace, name).on(node.name()).pod()])?;
