@@ -64,7 +64,7 @@ fn storm(parent: &Path, name: &str) -> Result<String> {
     let (before, path) = (node.state()?.writes, node.conf().join(file));
     let mut generation = 0;
     let began = Instant::now();
-    let storm = Antagonist::start(Duration::from_millis(18), move || {
+    let storm = Antagonist::start(Duration::from_millis(8), move || {
         generation += 1;
         // Both kinds of writers, and neither may lose anything to us.
         match generation % 2 {
@@ -73,9 +73,11 @@ fn storm(parent: &Path, name: &str) -> Result<String> {
         }
         Ok(true)
     });
-    std::thread::sleep(Duration::from_secs(6));
+    let lasts = Duration::from_secs(6);
+    std::thread::sleep(lasts);
     let during = node.state()?;
     let last = storm.end()?;
+    ensure!(last >= 50 * lasts.as_secs(), "{last} rewrites in {lasts:?} are no storm");
     let took = node.converges(Libcni::Old)?;
     node.is_theirs(file, &aws(last))?;
     let (seconds, writes) = (began.elapsed().as_secs_f64(), node.state()?.writes - before);
