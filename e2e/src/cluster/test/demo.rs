@@ -157,6 +157,25 @@ pub fn of(stage: &Stage, clients: &[(&str, &str)]) -> Result<Counted> {
     Ok(Counted(totals.collect::<Result<_>>()?))
 }
 
+/// Waits until every connection that the clients have begun so far was answered or has failed: one to a server whose node
+/// was off is given up long after the node is on again, and would be counted against whatever comes next.
+///
+/// # Errors
+/// Of which client how many wait.
+pub fn until_none_waits(stage: &Stage) -> Result<String> {
+    let clients = [(DEMO, CLIENTS[0]), (DEMO, CLIENTS[1]), (OUTSIDE, OUTSIDER)];
+    let begun = Instant::now();
+    for (namespace, name) in clients {
+        eventually(&format!("no connection of {name} to wait"), PATIENCE, || {
+            let new = stage.totals(namespace, name)?.new;
+            let wait = new.begun.saturating_sub(new.direct + new.proxied + new.failed);
+            ensure!(wait == 0, "{wait} wait for an answer");
+            Ok(())
+        })?;
+    }
+    Ok(format!("none waits after {:.1} s", begun.elapsed().as_secs_f32()))
+}
+
 /// How the connections go that these clients begin from now on: how many reach the server's eyes as the client's own,
 /// and how many through a proxy.
 ///

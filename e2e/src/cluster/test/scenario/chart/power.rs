@@ -170,6 +170,9 @@ fn all_back(stage: &Stage, report: &mut Report, what: &str, cut: Result<Cut>, ma
         let about = [vec![client], each([&stage.pod(CHURN[0].0, made)?])].concat();
         stage.judge(Ok(wire))?.must_hold(&about)
     });
+    report.check(&format!("{what}: every connection that was begun meanwhile has ended"), || {
+        demo::until_none_waits(stage)
+    });
 }
 
 /// Cuts the node's power, and does something while it is off; our list must be on its disk then, as it was.
