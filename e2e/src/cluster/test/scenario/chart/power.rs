@@ -48,7 +48,7 @@ struct Cut {
 /// it, and nothing starts until the primary is back.
 pub fn primary_is_gone(stage: &Stage, report: &mut Report) {
     report.step("node2's power is cut; its primary's file is gone for good");
-    let cut = cut(stage, |node| remove_primary(node));
+    let cut = cut(stage, remove_primary);
     let gone = "a power cut, the primary's file gone for good";
     report.check(&format!("{gone}: our list was on the disk, and goes too"), || {
         cut.as_ref().map_err(|why| anyhow!("{why:#}"))?;
