@@ -2,6 +2,8 @@
 
 mod choices;
 mod installation;
+mod probes;
+mod selftest;
 mod sources;
 
 use crate::admin;
@@ -24,6 +26,8 @@ use crate::workloads::Registry;
 use crate::zds;
 use anyhow::{Context as _, bail};
 use installation::{Installation, Parts};
+use probes::Strategies;
+use selftest::SelfTest;
 use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
@@ -72,15 +76,15 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let trust = Arc::new(choices::trust(config, &kernel, backend, &pool, &journal));
     let remembered = journal.pods().unwrap_or_default();
     let captured = choices::captured_before(&pool, remembered).await;
-    let parts = choices::ProbeParts {
-        config,
-        kernel: &kernel,
+    let strategies = Strategies {
+        config: config.clone(),
+        kernel: Arc::clone(&kernel),
         backend,
-        pool: &pool,
-        metrics: &metrics,
-        journal: &journal,
+        pool: Arc::clone(&pool),
+        metrics: metrics.clone(),
+        journal: journal.clone(),
     };
-    let host = choices::probes(parts, captured).await?;
+    let host = strategies.first(captured).await?;
 
     let (recalled, when_recalled) = watch::channel(false);
     let when_all_recalled = when_recalled.clone();
@@ -140,7 +144,8 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     })?;
     tokio::spawn(Succession::announce(Arc::clone(&cx)));
     tokio::spawn(Succession::clear_host(Arc::clone(&cx), when_all_recalled));
-    tokio::spawn(choices::clear_cookies(Arc::clone(&cx), when_rules_are_todays));
+    let selftest = SelfTest::new(Arc::clone(&cx), strategies, config.own.pod.clone());
+    vitals.keep("the probe self-test", selftest.run(when_rules_are_todays));
     let (drift_watch, drift_watch_now) = watch::channel(drift_choice);
     if let Some(hints) = hints {
         tokio::spawn(hear(Arc::clone(&cx), hints, drift_watch));

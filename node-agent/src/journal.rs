@@ -23,6 +23,8 @@ const VERSION: u32 = 1;
 const COMPLETE: &str = "complete.json";
 /// Says where the program for the probe strategy `cookie` is.
 const COOKIES: &str = "cookies.json";
+/// What the last probe self-test has shown.
+const PROBES: &str = "probes.json";
 
 /// How to reach a pod's namespace, as ADD vouched for it, or as it was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +80,15 @@ struct HostTable {
 #[derive(Serialize, Deserialize)]
 struct CookieProgram {
     kubelet: CgroupRef,
+}
+
+/// What the last probe self-test of this boot has shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestedProbes {
+    /// The strategy that was in use after it.
+    pub chosen: String,
+    /// What it has shown of that.
+    pub verdict: String,
 }
 
 /// The directory of these files.
@@ -226,6 +237,28 @@ impl Journal {
         match std::fs::remove_file(self.dir.join(COOKIES)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
             _ => Ok(()),
+        }
+    }
+
+    /// Remembers what a probe self-test has shown.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn remember_probes(&self, tested: &TestedProbes) -> io::Result<()> {
+        durable::replace(&self.dir.join(PROBES), &encode(tested)?, durable::Sync::No)
+    }
+
+    /// What the last probe self-test has shown, if that is known.
+    #[must_use]
+    pub fn probes(&self) -> Option<TestedProbes> {
+        let path = self.dir.join(PROBES);
+        match decode::<TestedProbes>(&path) {
+            Ok(tested) => Some(tested),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => {
+                set_aside(&path, &e.to_string());
+                None
+            }
         }
     }
 

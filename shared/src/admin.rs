@@ -62,6 +62,9 @@ pub struct NodeStatus {
     pub backend: Choice,
     /// The probe strategy, and why that one.
     pub probes: Choice,
+    /// What the self-test has shown of it: `works`, `blocked` or `untested`, and how each strategy that was tried has fared.
+    #[serde(default)]
+    pub probe_test: Choice,
     /// The mark guard: `on` or `off`, and why.
     pub mark_guard: Choice,
     /// The drift watch: `events` (seen at once) or `sweep` (seen within a second), and why.

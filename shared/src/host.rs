@@ -7,8 +7,8 @@ use crate::lower::{Backend, iptables_ops};
 use crate::netfilter::{host_by_label, host_by_socket, host_changes};
 use crate::nft;
 use crate::op::KernelOp;
-use crate::plan::CgroupRef;
-use std::collections::BTreeMap;
+use crate::plan::{CgroupRef, Flow};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Everything that the host's table says.
@@ -22,6 +22,8 @@ pub struct HostPlan {
     pub source_v6: Ipv6Addr,
     /// The addresses of enrolled pods, by uid: an address that a new pod reuses has the new pod as its owner.
     pub pods: BTreeMap<PodUid, Vec<IpAddr>>,
+    /// Connections that the agent makes itself, to try this way: they get the source, too. The pod's end is the local one.
+    pub trials: BTreeSet<Flow>,
 }
 
 /// What is done to the host's table.
@@ -42,7 +44,7 @@ impl HostPlan {
     /// nothing where the rules say the same. `None` where more than pods has changed, and with iptables, which has no sets.
     #[must_use]
     pub fn amended(&self, backend: Backend, to: &Self) -> Option<Vec<KernelOp>> {
-        let rules = |plan: &Self| (plan.kubelet.clone(), plan.source_v4, plan.source_v6);
+        let rules = |plan: &Self| (plan.kubelet.clone(), plan.source_v4, plan.source_v6, plan.trials.clone());
         if backend != Backend::Nftables || rules(self) != rules(to) {
             return None;
         }

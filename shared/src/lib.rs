@@ -19,6 +19,7 @@
 //! | [`op`], [`lower`] | what the kernel seam is asked to do, in which order |
 //! | [`host`] | the host's own table, for the probe strategy `snat` |
 //! | [`cookie`] | the option and the program, for the probe strategy `cookie` |
+//! | [`selftest`] | which probe strategy a node uses, by what was tried |
 //!
 //! It imports nothing of ours; everything of ours may import it.
 
@@ -43,4 +44,5 @@ pub mod op;
 pub mod placement;
 pub mod plan;
 pub mod selector;
+pub mod selftest;
 pub mod wire;

@@ -104,6 +104,24 @@ pub enum ProbeDoor {
         /// The declared probe ports; none means that nothing passes.
         ports: BTreeSet<u16>,
     },
+    /// For one connection that the agent makes itself, to try another door.
+    Trial(TrialDoor),
+    /// Several beside each other, none of them of this kind. What they say of addresses and ports is put together: those are
+    /// the node's and the pod's, and the same for each.
+    Several(Vec<ProbeDoor>),
+}
+
+/// Lets one connection of the agent's own pass: the very addresses and ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrialDoor {
+    /// Where it comes from, as the pod is to see it.
+    pub from: IpAddr,
+    /// And by which port; `None` where the host's table may choose another.
+    pub from_port: Option<u16>,
+    /// The agent's own listener in the pod.
+    pub to: (IpAddr, u16),
+    /// What its opening SYN carries.
+    pub cookie: Option<Cookie>,
 }
 
 /// Whose sockets may use ztunnel's mark.
@@ -133,6 +151,71 @@ pub enum Hold {
     Drop,
     /// It is answered with a reset, so that applications see an error.
     Reject,
+}
+
+impl ProbeDoor {
+    /// These doors beside each other.
+    #[must_use]
+    pub fn several(doors: impl IntoIterator<Item = Self>) -> Self {
+        let mut open = Vec::new();
+        for door in doors.into_iter().flat_map(Self::into_doors) {
+            if !open.contains(&door) {
+                open.push(door);
+            }
+        }
+        match open.len() {
+            0 => Self::Closed,
+            1 => open.remove(0),
+            _ => Self::Several(open),
+        }
+    }
+
+    fn into_doors(self) -> Vec<Self> {
+        match self {
+            Self::Closed => Vec::new(),
+            Self::Several(doors) => doors,
+            one => vec![one],
+        }
+    }
+
+    /// Each door that is open.
+    pub fn doors(&self) -> impl Iterator<Item = &Self> {
+        let doors = match self {
+            Self::Closed => &[],
+            Self::Several(doors) => doors.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        doors.iter()
+    }
+
+    /// The sources of strategy `snat`, if that is among them.
+    #[must_use]
+    pub fn snat(&self) -> Option<(Ipv4Addr, Ipv6Addr)> {
+        self.doors().find_map(|door| match door {
+            Self::Snat { v4, v6 } => Some((*v4, *v6)),
+            _ => None,
+        })
+    }
+
+    /// The node's own addresses, where a door goes by them.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let of = |door: &Self| match door {
+            Self::Source { addresses, .. } | Self::Cookie { addresses, .. } => addresses.clone(),
+            _ => BTreeSet::new(),
+        };
+        self.doors().flat_map(of).collect()
+    }
+
+    /// The declared ports, where a door goes by them.
+    #[must_use]
+    pub fn ports(&self) -> BTreeSet<u16> {
+        let of = |door: &Self| match door {
+            Self::Source { ports, .. } | Self::Cookie { ports, .. } => ports.clone(),
+            _ => BTreeSet::new(),
+        };
+        self.doors().flat_map(of).collect()
+    }
 }
 
 /// The plan for a pod.

@@ -1,22 +1,20 @@
-//! What is chosen at the start, by trying: the backend, the probe strategy, the mark guard, the drift watch. Each choice
+//! What is chosen at the start, by trying: the backend, the mark guard, the drift watch (the probe strategy: `probes`). Each choice
 //! carries its reason, for `sluicectl status`.
 
 use crate::adopt;
-use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice, ProbesChoice};
+use crate::config::{BackendChoice, Config, KubeletCgroup, MarkGuardChoice};
 use crate::journal::{Journal, Sandbox};
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::linux::watch::Watch;
 use crate::kernel::{Hint, HostProc, Kernel, KernelError, Pool, WatchHandle};
-use crate::metrics::Metrics;
-use crate::reconcile::{Context, HostTable, Trust};
+use crate::reconcile::{Context, Trust};
 use anyhow::Context as _;
 use sluice_shared::admin::Choice;
 use sluice_shared::enroll::Overrides;
-use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{self, CgroupRef, Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,7 +65,7 @@ pub(super) fn backend(config: &Config, kernel: &LinuxKernel) -> anyhow::Result<(
 }
 
 /// A plan with everything in it that this configuration may ask for, but the mark guard.
-fn sample(config: &Config) -> RedirectPlan {
+pub(super) fn sample(config: &Config) -> RedirectPlan {
     plan::redirect(
         &Overrides::default(),
         &config.redirect_config(),
@@ -111,74 +109,9 @@ pub(super) async fn captured_before(pool: &Pool, remembered: Vec<Sandbox>) -> BT
     found.await.unwrap_or_default()
 }
 
-/// What a probe strategy is made of.
-#[derive(Clone, Copy)]
-pub(super) struct ProbeParts<'a> {
-    pub(super) config: &'a Config,
-    pub(super) kernel: &'a LinuxKernel,
-    pub(super) backend: Backend,
-    pub(super) pool: &'a Arc<Pool>,
-    pub(super) metrics: &'a Metrics,
-    pub(super) journal: &'a Journal,
-}
-
-/// The probe strategy. `pods` are in the host's table from the start, where there is one. A former run's table goes
-/// where there is none.
-///
-/// # Errors
-/// When the one that the configuration insists on does not work.
-pub(super) async fn probes(
-    parts: ProbeParts<'_>,
-    pods: BTreeMap<PodUid, Vec<IpAddr>>,
-) -> anyhow::Result<HostTable> {
-    const CHOSEN: &str = "chosen by the configuration";
-    let ProbeParts { backend, pool, metrics, .. } = parts;
-    let table = |because: &str| HostTable::source(Arc::clone(pool), backend, metrics.clone(), because);
-    let or_else = |before: &str| format!("{before}the host takes the rules that it needs");
-    let automatic = async |pods, before: String| {
-        let taken = snat(parts, pods, &or_else(&before)).await;
-        taken.unwrap_or_else(|error| table(&format!("{before}snat does not work here: {error:#}")))
-    };
-    let chosen = match parts.config.probes {
-        ProbesChoice::None => HostTable::closed(Arc::clone(pool), backend, metrics.clone(), CHOSEN),
-        ProbesChoice::Source => table(CHOSEN),
-        ProbesChoice::Snat => snat(parts, pods, CHOSEN)
-            .await
-            .context("probes: snat does not work on this node; auto would take another strategy")?,
-        ProbesChoice::Auto => automatic(pods, String::new()).await,
-        ProbesChoice::Cookie => match cookie(parts, pods.clone(), CHOSEN).await {
-            Ok(chosen) => chosen,
-            Err(error) => automatic(pods, format!("cookie does not work here: {error:#}; ")).await,
-        },
-    };
-    let Choice { chosen: strategy, because } = chosen.choice();
-    tracing::info!(strategy, because, "probe strategy chosen");
-    if strategy != "snat" {
-        chosen.remove().await;
-    }
-    Ok(chosen)
-}
-
-async fn cookie(
-    parts: ProbeParts<'_>,
-    pods: BTreeMap<PodUid, Vec<IpAddr>>,
-    because: &str,
-) -> anyhow::Result<HostTable> {
-    let ProbeParts { config, kernel, backend, pool, metrics, journal } = parts;
-    anyhow::ensure!(backend == Backend::Nftables, "{backend} cannot compare a TCP option");
-    let cookies = BTreeSet::from([pool.run(Kernel::new_cookie).await?]);
-    let addresses = BTreeSet::from([config.probe_source_v4.into(), config.probe_source_v6.into()]);
-    let probe = ProbeDoor::Cookie { cookies, addresses, ports: BTreeSet::from([80]) };
-    kernel.takes(backend, &RedirectPlan { probe, ..sample(config) }).context("the rule is refused")?;
-    let kubelet = Kubelet::new(config).find(pool).await?;
-    let journal = Some(journal.clone());
-    let table = HostTable::cookie(Arc::clone(pool), metrics.clone(), journal, kubelet, pods, because).await;
-    table.context("the kernel refuses the program")
-}
-
 /// Takes a former run's program off the kubelet's cgroup where cookies are no longer what probes pass by: once the pods
-/// that were captured then have rules of today's, or none.
-pub(super) async fn clear_cookies(cx: Arc<Context>, mut recalled: watch::Receiver<bool>) {
+/// that were captured then have rules of today's, or none. Returns once no such program is left to be taken for a new one.
+pub(super) async fn clear_cookies(cx: &Context, mut recalled: watch::Receiver<bool>) {
     let (pool, journal) = (&cx.kernel, &cx.journal);
     let Some(kubelet) = journal.cookies().filter(|_| cx.host.choice().chosen != "cookie") else { return };
     if recalled.wait_for(|recalled| *recalled).await.is_err() {
@@ -193,22 +126,6 @@ pub(super) async fn clear_cookies(cx: Arc<Context>, mut recalled: watch::Receive
     if let Err(error) = journal.forget_cookies() {
         tracing::warn!(%error, "where the program was that writes cookies cannot be forgotten");
     }
-}
-
-async fn snat(
-    parts: ProbeParts<'_>,
-    pods: BTreeMap<PodUid, Vec<IpAddr>>,
-    because: &str,
-) -> anyhow::Result<HostTable> {
-    let ProbeParts { config, kernel, backend, pool, metrics, journal } = parts;
-    kernel.cgroups_are_told_apart(backend).context("rules by cgroup do not work on this node")?;
-    let kubelet = Kubelet::new(config).find(pool).await?;
-    let plan =
-        HostPlan { kubelet, source_v4: config.probe_source_v4, source_v6: config.probe_source_v6, pods };
-    let table =
-        HostTable::snat(Arc::clone(pool), backend, metrics.clone(), plan, Some(journal.clone()), because)
-            .await;
-    table.context("the host refuses the rules")
 }
 
 impl Kubelet {

@@ -3,7 +3,7 @@
 //! Unless told otherwise it behaves like a kernel in which everything works: what was installed last is what an
 //! observation shows, and the ops of [`Step::Remove`] leave nothing behind.
 
-use super::{Attached, Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket};
+use super::{Attached, Fingerprint, Kernel, KernelError, Netns, Observation, TcpSocket, Trial};
 use sluice_shared::cookie::Cookie;
 use sluice_shared::host::{self, HostStep};
 use sluice_shared::ids::NetnsId;
@@ -454,5 +454,19 @@ impl Kernel for RecordingKernel {
         let mut state = self.lock();
         state.made_cookies += 1;
         Ok(Cookie::new(state.made_cookies.to_be_bytes()))
+    }
+
+    /// There are no packets here to try anything with.
+    fn trial(&self, _: &Netns, address: IpAddr) -> Result<Trial, KernelError> {
+        Err(KernelError::Gone(format!("no connection to {address} can be made in a fake")))
+    }
+
+    fn carry_cookies(&self, _: &[(IpAddr, Cookie)]) -> Result<Box<dyn Send>, KernelError> {
+        drop(self.bpf()?);
+        Ok(Box::new(()))
+    }
+
+    fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, KernelError> {
+        Ok(self.lock().host_sources.values().copied().collect())
     }
 }

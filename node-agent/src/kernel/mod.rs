@@ -23,7 +23,7 @@ use sluice_shared::lower::Backend;
 use sluice_shared::op::KernelOp;
 use sluice_shared::plan::{CgroupRef, Flow};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -185,6 +185,46 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// When the kernel's random source cannot be read.
     fn new_cookie(&self) -> Result<Cookie, KernelError>;
+
+    /// Both ends of connections that try a way for probes: a listener on an address of the pod's, and two sockets on the
+    /// host, of the address from which the host's own connections go there. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the pod does not have the address, the host has no route there, or the kernel refuses.
+    fn trial(&self, netns: &Netns, address: IpAddr) -> Result<Trial, KernelError>;
+
+    /// Has the agent's own connections carry these cookies, as the kubelet's do by [`Kernel::attach_cookies`], for as long
+    /// as what is returned lives.
+    ///
+    /// # Errors
+    /// When the agent has no cgroup of its own, or the kernel refuses.
+    fn carry_cookies(&self, given: &[(IpAddr, Cookie)]) -> Result<Box<dyn Send>, KernelError>;
+
+    /// The addresses of the host's interfaces, those of links alone left out.
+    ///
+    /// # Errors
+    /// When the dump fails.
+    fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, KernelError>;
+}
+
+/// One end of a connection, not connected: its socket, and what it is bound to.
+#[derive(Debug)]
+pub struct TrialEnd {
+    /// It does not block.
+    pub socket: OwnedFd,
+    /// Its own address and port.
+    pub address: SocketAddr,
+}
+
+/// The ends of two connections to one listener.
+#[derive(Debug)]
+pub struct Trial {
+    /// In the pod.
+    pub listener: TrialEnd,
+    /// On the host: for the connection that has a door.
+    pub probe: TrialEnd,
+    /// On the host: for one that has none, and must be captured.
+    pub control: TrialEnd,
 }
 
 /// What [`Kernel::attach_cookies`] found.

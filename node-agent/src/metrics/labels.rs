@@ -101,6 +101,12 @@ pub(super) struct ResultLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ProbesLabel {
+    pub(super) strategy: String,
+    pub(super) tested: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct BackendLabel {
     pub(super) kind: String,
 }

@@ -10,7 +10,7 @@ pub use labels::{AddPhase, DriftObject, KernelStep, SourceKind};
 
 use installation::InstallationMetrics;
 use labels::{
-    BackendLabel, ObjectLabel, PhaseLabel, RequestLabel, ResultLabel, SourceLabel, StateLabel, StepLabel,
+    BackendLabel, ObjectLabel, PhaseLabel, ProbesLabel, RequestLabel, ResultLabel, SourceLabel, StateLabel, StepLabel,
 };
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -47,6 +47,8 @@ pub struct Metrics {
     open_netns_fds: Gauge,
     membership_stale: Gauge,
     backend: Family<BackendLabel, Gauge>,
+    probes: Family<ProbesLabel, Gauge>,
+    probe_tests: Family<ResultLabel, Counter>,
     installation: InstallationMetrics,
 }
 
@@ -75,6 +77,8 @@ impl Metrics {
             open_netns_fds: Gauge::default(),
             membership_stale: Gauge::default(),
             backend: Family::default(),
+            probes: Family::default(),
+            probe_tests: Family::default(),
             installation: InstallationMetrics::default(),
         };
         metrics.register(&mut registry);
@@ -143,6 +147,12 @@ impl Metrics {
             self.membership_stale.clone(),
         );
         to.register("sluice_backend_info", "The backend in use", self.backend.clone());
+        to.register(
+            "sluice_probes_info",
+            "The probe strategy in use, and what the last self-test has shown of it",
+            self.probes.clone(),
+        );
+        to.register("sluice_probe_tests", "Probe self-tests, by what they have shown", self.probe_tests.clone());
         self.installation.register(to);
     }
 
@@ -231,6 +241,18 @@ impl Metrics {
     pub fn set_backend(&self, kind: impl fmt::Display) {
         self.backend.clear();
         self.backend.get_or_create(&BackendLabel { kind: kind.to_string() }).set(1);
+    }
+
+    /// Probes go this way, of which the last self-test has shown so much; there is no other.
+    pub fn probes(&self, strategy: &str, tested: &str) {
+        let (strategy, tested) = (strategy.to_owned(), tested.to_owned());
+        self.probes.clear();
+        self.probes.get_or_create(&ProbesLabel { strategy, tested }).set(1);
+    }
+
+    /// A probe self-test has shown so.
+    pub fn probe_test(&self, result: &'static str) {
+        self.probe_tests.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// The installation stands so.

@@ -27,7 +27,7 @@ mod ztunnel;
 #[cfg(test)]
 mod tests;
 
-pub use host::HostTable;
+pub use host::{HostTable, Strategy, Witness};
 pub use mailbox::Mailbox;
 pub use members::Members;
 pub use message::{Message, Told};

@@ -63,6 +63,10 @@ pub enum Occasion {
     NotChained,
     /// The same: it is, after one of these.
     Chained,
+    /// The same: which way the kubelet's probes go, by the self-test, when that is news.
+    ProbesTried,
+    /// The same: by no way that may be taken do they pass.
+    ProbesBlocked,
 }
 
 /// A pod's way in, through trouble, and out.
@@ -213,7 +217,7 @@ impl Course {
 
 impl Occasion {
     /// Every occasion.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Captured,
         Self::Released,
         Self::CapturePending,
@@ -223,6 +227,8 @@ impl Occasion {
         Self::ChainFought,
         Self::NotChained,
         Self::Chained,
+        Self::ProbesTried,
+        Self::ProbesBlocked,
     ];
 
     /// The Event's `reason`: what scripts and alerts go by, so it never changes.
@@ -238,19 +244,24 @@ impl Occasion {
             Self::ChainFought => "ChainFought",
             Self::NotChained => "NotChained",
             Self::Chained => "Chained",
+            Self::ProbesTried => "ProbesTried",
+            Self::ProbesBlocked => "ProbesBlocked",
         }
     }
 
     /// Whether somebody should look.
     #[must_use]
     pub const fn is_warning(self) -> bool {
-        !matches!(self, Self::Captured | Self::Released | Self::Chained)
+        !matches!(self, Self::Captured | Self::Released | Self::Chained | Self::ProbesTried)
     }
 
     /// Whether it is about the node, rather than about the pod that the Event is on.
     #[must_use]
     pub const fn is_of_the_node(self) -> bool {
-        matches!(self, Self::ChainFought | Self::NotChained | Self::Chained)
+        matches!(
+            self,
+            Self::ChainFought | Self::NotChained | Self::Chained | Self::ProbesTried | Self::ProbesBlocked
+        )
     }
 }
 

@@ -11,7 +11,7 @@ use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::ids::{Family, PodUid};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::ProbeDoor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ fn plan(tree: &TestCgroups) -> HostPlan {
         source_v4: [169, 254, 7, 127].into(),
         source_v6: "fd16:9254:7127:1337::1".parse().expect("an address"),
         pods: BTreeMap::from([pod(1)]),
+        trials: BTreeSet::new(),
     }
 }
 

@@ -2,10 +2,12 @@
 //! that the pods let pass.
 
 use super::{
-    Chain, ChainName, Elements, Hook, Layer, Match, Proto, Rule, Ruleset, Set, SetName, Target, family_of,
+    Chain, ChainName, Elements, Hook, Layer, Match, Proto, Rule, Ruleset, Set, SetName, Target, Test,
+    family_of,
 };
 use crate::host::HostPlan;
 use crate::ids::Family;
+use crate::plan::Flow;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -38,6 +40,7 @@ pub fn by_label(plan: &HostPlan) -> Ruleset {
             why: Cow::Borrowed("get the source that the pods' rules let pass"),
         });
     }
+    postrouting.extend(trials(plan));
     let chains = vec![
         Chain { name: ChainName::Base(Layer::Filter, Hook::Output), rules: output },
         Chain { name: ChainName::Base(Layer::Nat, Hook::Postrouting), rules: postrouting },
@@ -59,8 +62,27 @@ pub fn by_socket(plan: &HostPlan) -> Ruleset {
             });
         }
     }
+    rules.extend(trials(plan));
     let chain = Chain { name: ChainName::Base(Layer::Nat, Hook::Postrouting), rules };
     Ruleset { sets: vec![kubelet(plan)], chains: vec![chain] }
+}
+
+/// The very connections that the agent makes to try this: whoever else had their addresses and ports would meet nobody but
+/// the agent's own listener.
+fn trials(plan: &HostPlan) -> impl Iterator<Item = Rule> {
+    let of_one_family = |flow: &&Flow| family_of(flow.local.0) == family_of(flow.remote.0);
+    plan.trials.iter().filter(of_one_family).map(|Flow { local: to, remote: from }| Rule {
+        family: Some(family_of(to.0)),
+        matches: vec![
+            Match::Proto(Proto::Tcp),
+            Match::Src(from.0),
+            Match::Dst(to.0),
+            Match::SrcPort(from.1),
+            Match::DstPort(Test::Is(to.1)),
+        ],
+        target: Target::Snat(source(plan, family_of(to.0))),
+        why: Cow::Borrowed("the agent's own connection, which tries this way for probes"),
+    })
 }
 
 /// What leads from the sets of one plan to those of another: elements that go, and elements that come.

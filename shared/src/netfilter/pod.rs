@@ -10,7 +10,7 @@ use crate::contract::{
 };
 use crate::cookie::Cookie;
 use crate::ids::Family;
-use crate::plan::{Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage};
+use crate::plan::{Hold, MarkGuard, Older, ProbeDoor, RedirectPlan, Stage, TrialDoor};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -169,19 +169,35 @@ fn nat_prerouting(plan: &RedirectPlan, rules: &mut Vec<Rule>) {
     }
 }
 
-fn probe_door(door: &ProbeDoor) -> Vec<Rule> {
+fn probe_door(probe: &ProbeDoor) -> Vec<Rule> {
     let why = "the kubelet's probes reach the application directly";
-    match door {
-        ProbeDoor::Closed => Vec::new(),
+    let (addresses, ports) = (probe.addresses(), probe.ports());
+    let rules = |door: &ProbeDoor| match door {
+        ProbeDoor::Closed | ProbeDoor::Several(_) => Vec::new(),
         ProbeDoor::Snat { v4, v6 } => [IpAddr::V4(*v4), IpAddr::V6(*v6)]
             .into_iter()
             .map(|source| address_rule(source, vec![TCP, Match::Src(source)], why))
             .collect(),
-        ProbeDoor::Source { addresses, ports } => from_node(addresses, ports, None, why).collect(),
-        ProbeDoor::Cookie { cookies, addresses, ports } => {
-            cookies.iter().flat_map(|cookie| from_node(addresses, ports, Some(*cookie), why)).collect()
+        ProbeDoor::Source { .. } => from_node(&addresses, &ports, None, why).collect(),
+        ProbeDoor::Cookie { cookies, .. } => {
+            cookies.iter().flat_map(|cookie| from_node(&addresses, &ports, Some(*cookie), why)).collect()
         }
+        ProbeDoor::Trial(trial) => trial_door(trial),
+    };
+    probe.doors().flat_map(rules).collect()
+}
+
+/// Accepts one connection of the agent's.
+fn trial_door(trial: &TrialDoor) -> Vec<Rule> {
+    let TrialDoor { from, from_port, to: (address, port), cookie } = *trial;
+    let mut matches = vec![TCP, Match::Src(from), Match::Dst(address)];
+    matches.extend(from_port.map(Match::SrcPort));
+    matches.push(Match::DstPort(Test::Is(port)));
+    matches.extend(cookie.map(Match::Cookie));
+    if family_of(from) != family_of(address) {
+        return Vec::new();
     }
+    vec![address_rule(from, matches, "the agent's own connection, which tries a way for probes")]
 }
 
 /// Accepts what comes from these addresses to these ports, with this cookie if there is one. No port means nothing.
@@ -206,7 +222,7 @@ fn from_node(
 /// mark, bind to `eth0` and leave in plaintext. Nothing needs the rule. Packets that carry the mark rightly are answers
 /// on connections that conntrack knows, and NAT chains only see what it does not know.
 fn nat_output(plan: &RedirectPlan, rules: &mut Vec<Rule>) {
-    if let ProbeDoor::Snat { v4, v6 } = plan.probe
+    if let Some((v4, v6)) = plan.probe.snat()
         && plan.capture_inbound
     {
         let why = "answers to probes that conntrack forgot; a new connection there is captured";
@@ -259,26 +275,19 @@ fn sets(plan: &RedirectPlan, chains: &[Chain]) -> Vec<Set> {
 }
 
 fn elements(plan: &RedirectPlan, name: SetName) -> Option<Elements> {
-    Some(match (name, &plan.stage, &plan.probe, &plan.guard) {
-        (SetName::Kept(family), Stage::Redirect(Older::Kept(flows)), _, _) => {
+    Some(match (name, &plan.stage, &plan.guard) {
+        (SetName::Kept(family), Stage::Redirect(Older::Kept(flows)), _) => {
             Elements::Flows(family, flows_of(family, flows))
         }
-        (
-            SetName::ProbeSources(family),
-            _,
-            ProbeDoor::Source { addresses, .. } | ProbeDoor::Cookie { addresses, .. },
-            _,
-        ) => {
-            let own = addresses.iter().filter(|address| family_of(**address) == family);
+        (SetName::ProbeSources(family), ..) => {
+            let own = plan.probe.addresses().into_iter().filter(|address| family_of(*address) == family);
             Elements::Addresses(
                 family,
-                own.map(|address| (*address, String::new())).collect::<BTreeMap<_, _>>(),
+                own.map(|address| (address, String::new())).collect::<BTreeMap<_, _>>(),
             )
         }
-        (SetName::ProbePorts, _, ProbeDoor::Source { ports, .. } | ProbeDoor::Cookie { ports, .. }, _) => {
-            Elements::Ports(ports.clone())
-        }
-        (SetName::Ztunnel(level), _, _, MarkGuard::Cgroups(cgroups)) => {
+        (SetName::ProbePorts, ..) => Elements::Ports(plan.probe.ports()),
+        (SetName::Ztunnel(level), _, MarkGuard::Cgroups(cgroups)) => {
             Elements::Cgroups(cgroups.iter().filter(|cgroup| cgroup.level == level).cloned().collect())
         }
         (SetName::ZtunnelPorts, ..) => {

@@ -149,7 +149,7 @@ fn arriving(plan: &RedirectPlan, packet: &Packet, interface: &Ifname) -> Verdict
 impl RedirectPlan {
     /// Whether it answers a probe on a connection that conntrack forgot.
     fn is_probe_answer(&self, packet: &Packet, to: IpAddr) -> bool {
-        let ProbeDoor::Snat { v4, v6 } = self.probe else { return false };
+        let Some((v4, v6)) = self.probe.snat() else { return false };
         self.capture_inbound && packet.kind == Kind::MidStream && (to == v4 || to == v6)
     }
 }
@@ -172,17 +172,25 @@ impl Older {
 
 impl ProbeDoor {
     fn lets_in(&self, packet: &Packet) -> bool {
-        let source = packet.source.0;
+        let to_probe = self.addresses().contains(&packet.source.0) && self.ports().contains(&packet.destination.1);
+        self.doors().any(|door| door.is_open_to(packet, to_probe))
+    }
+
+    /// `to_probe` says whether it comes from the node, and goes to a declared port.
+    fn is_open_to(&self, packet: &Packet, to_probe: bool) -> bool {
+        let (source, port) = packet.source;
         match self {
-            Self::Closed => false,
+            Self::Closed | Self::Several(_) => false,
             Self::Snat { v4, v6 } => source == *v4 || source == *v6,
-            Self::Source { addresses, ports } => {
-                addresses.contains(&source) && ports.contains(&packet.destination.1)
+            Self::Source { .. } => to_probe,
+            Self::Cookie { cookies, .. } => {
+                packet.cookie.is_some_and(|cookie| cookies.contains(&cookie)) && to_probe
             }
-            Self::Cookie { cookies, addresses, ports } => {
-                packet.cookie.is_some_and(|cookie| cookies.contains(&cookie))
-                    && addresses.contains(&source)
-                    && ports.contains(&packet.destination.1)
+            Self::Trial(trial) => {
+                source == trial.from
+                    && trial.from_port.is_none_or(|from| from == port)
+                    && packet.destination == trial.to
+                    && trial.cookie.is_none_or(|cookie| packet.cookie == Some(cookie))
             }
         }
     }

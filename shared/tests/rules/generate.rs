@@ -79,12 +79,41 @@ fn door() -> impl Strategy<Value = ProbeDoor> {
     let source = (subsequence(all, 0..=10), subsequence(ports, 0..=30)).prop_map(|(addresses, ports)| {
         ProbeDoor::Source { addresses: addresses.into_iter().collect(), ports: ports.into_iter().collect() }
     });
-    prop_oneof![
+    let one = prop_oneof![
         1 => Just(ProbeDoor::Closed),
         2 => Just(ProbeDoor::Snat { v4: PROBE_SOURCE_V4, v6: PROBE_SOURCE_V6 }),
         2 => source,
         2 => cookie,
+        2 => trial(),
     ]
+    .boxed();
+    prop_oneof![3 => one.clone(), 2 => vec(one, 0..=4).prop_map(ProbeDoor::several)]
+}
+
+fn trial() -> impl Strategy<Value = ProbeDoor> {
+    let cookie = prop::option::weighted(0.3, select(cookies()));
+    (tuple(), any::<bool>(), cookie).prop_map(|((from, to), by_port, cookie)| {
+        let from_port = by_port.then_some(from.1);
+        ProbeDoor::Trial(TrialDoor { from: from.0, from_port, to, cookie })
+    })
+}
+
+/// Without the doors that iptables cannot make: those that compare a cookie.
+pub fn without_cookies(plan: RedirectPlan) -> RedirectPlan {
+    let compares = |door: &ProbeDoor| match door {
+        ProbeDoor::Cookie { .. } => true,
+        ProbeDoor::Trial(trial) => trial.cookie.is_some(),
+        _ => false,
+    };
+    let (addresses, ports) = (plan.probe.addresses(), plan.probe.ports());
+    let others = plan.probe.doors().filter(|door| !compares(door)).map(|door| match door {
+        // What the one that is gone says of these counts for the others.
+        ProbeDoor::Source { .. } => {
+            ProbeDoor::Source { addresses: addresses.clone(), ports: ports.clone() }
+        }
+        other => other.clone(),
+    });
+    RedirectPlan { probe: ProbeDoor::several(others), ..plan.clone() }
 }
 
 fn guard() -> impl Strategy<Value = MarkGuard> {

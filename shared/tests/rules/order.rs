@@ -268,6 +268,7 @@ pub fn host_plan() -> HostPlan {
             (PodUid::new("7f1c2a6e-web").unwrap(), ips(&["10.0.0.5", "fd00::5"])),
             (PodUid::new("a9d04417-db").unwrap(), ips(&["10.0.0.9"])),
         ]),
+        trials: BTreeSet::new(),
     }
 }
 

@@ -19,6 +19,9 @@ pub fn render(status: &NodeStatus) -> String {
     }
     line("backend", &choice(&status.backend));
     line("probes", &choice(&status.probes));
+    if let Some(tested) = probe_test(&status.probe_test) {
+        line("", &tested);
+    }
     line("guard", &choice(&status.mark_guard));
     line("watch", &choice(&status.drift_watch));
     for (index, text) in chain(status).iter().enumerate() {
@@ -86,6 +89,16 @@ fn choice(choice: &Choice) -> String {
     match choice.because.as_str() {
         "" => choice.chosen.clone(),
         because => format!("{} ({because})", choice.chosen),
+    }
+}
+
+/// What the self-test says of the probe strategy; an agent from before it says nothing.
+fn probe_test(tested: &Choice) -> Option<String> {
+    let Choice { chosen, because } = tested;
+    match chosen.as_str() {
+        "" => None,
+        "blocked" => Some(format!("✗ blocked: kubelet probes of captured pods fail: {because}")),
+        _ => Some(format!("{chosen}: {because}")),
     }
 }
 

@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// By what an attached program is known as ours.
 const PROGRAM: &str = "sluice_cookie";
 const MAP: &str = "sluice_cookies";
 
-type Cookies = Map<KEY_BYTES, OPTION_BYTES>;
+pub(super) type Cookies = Map<KEY_BYTES, OPTION_BYTES>;
 
 /// What of ours is in the kernel; nothing before the first [`Stamp::attach`].
 #[derive(Debug, Default)]
@@ -50,7 +50,7 @@ impl Stamp {
         if held.on.as_ref().is_some_and(|on| on.place == *place && there.contains(&on.id)) {
             return Ok(Attached::AsItWas);
         }
-        let former = former_run(&there);
+        let former = named(&there, PROGRAM);
         let Held { map, on } = &mut *held;
         let map = match map {
             Some(map) => map,
@@ -73,11 +73,7 @@ impl Stamp {
     pub(super) fn detach(&self, proc: &HostProc, place: &CgroupRef) -> Result<bool, KernelError> {
         let mut held = self.lock();
         let directory = cgroup::open(proc, place)?;
-        let mut any = false;
-        while let Some(program) = former_run(&attached(directory.as_fd())?) {
-            program.detach(directory.as_fd())?;
-            any = true;
-        }
+        let any = detach_named(directory.as_fd(), PROGRAM)?;
         if held.on.as_ref().is_some_and(|on| on.place == *place) {
             *held = Held::default();
         }
@@ -130,12 +126,22 @@ pub(super) fn random() -> Result<Cookie, KernelError> {
     Ok(Cookie::new(secret))
 }
 
-/// Our program among those on a cgroup.
-fn former_run(there: &[u32]) -> Option<Program> {
+/// Takes the programs of this name off a cgroup that its owner attached. Says whether there was any.
+pub(super) fn detach_named(directory: BorrowedFd<'_>, name: &str) -> Result<bool, KernelError> {
+    let mut any = false;
+    while let Some(program) = named(&attached(directory)?, name) {
+        program.detach(directory)?;
+        any = true;
+    }
+    Ok(any)
+}
+
+/// Our program of this name among those on a cgroup.
+fn named(there: &[u32], name: &str) -> Option<Program> {
     let ours = |id: &u32| {
         let program = Program::by_id(*id).ok()?;
         let info = program.info().ok()?;
-        (info.kind == BPF_PROG_TYPE_SOCK_OPS && info.name == PROGRAM).then_some(program)
+        (info.kind == BPF_PROG_TYPE_SOCK_OPS && info.name == name).then_some(program)
     };
     there.iter().find_map(ours)
 }

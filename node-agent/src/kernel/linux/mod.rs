@@ -26,11 +26,14 @@ mod scratch;
 mod shared_tables;
 mod sockdiag;
 mod target;
+mod trial;
 pub(super) mod trials;
 pub mod watch;
 mod xtables;
 
-use super::{Attached, Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket};
+use super::{
+    Attached, Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket, Trial,
+};
 use iptables::Variant;
 use legacy::Legacy;
 use netlink::Conversation;
@@ -231,6 +234,24 @@ impl Kernel for LinuxKernel {
 
     fn new_cookie(&self) -> Result<Cookie, KernelError> {
         cookies::random()
+    }
+
+    fn trial(&self, netns: &Netns, address: IpAddr) -> Result<Trial, KernelError> {
+        let source = self.host_source_for(address)?;
+        let on_host = || Ok((trial::connector(source)?, trial::connector(source)?));
+        let (probe, control) = self.namespaces.enter_host(on_host)?;
+        let listener = self.namespaces.enter_pod(netns, || trial::listener(address))?;
+        Ok(Trial { listener, probe, control })
+    }
+
+    fn carry_cookies(&self, given: &[(IpAddr, Cookie)]) -> Result<Box<dyn Send>, KernelError> {
+        Ok(Box::new(trial::OwnStamp::attach(&self.proc, given)?))
+    }
+
+    fn host_addresses(&self) -> Result<BTreeSet<IpAddr>, KernelError> {
+        let all = self.namespaces.enter_host(|| route::addresses(&mut route::open()?))?;
+        let of_link = |ip: &IpAddr| matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        Ok(all.into_iter().filter(|ip| !of_link(ip)).collect())
     }
 }
 

@@ -119,19 +119,27 @@ impl Cookies {
         ProbeDoor::Cookie { cookies: pod.accepted(), addresses, ports: ports.iter().copied().collect() }
     }
 
-    /// The pod is captured, with this door in its rules: its probes carry the newest cookie that opens it.
-    pub(super) async fn admit(&self, uid: &PodUid, ips: &[IpAddr], door: &ProbeDoor) {
-        let ProbeDoor::Cookie { cookies: accepted, .. } = door else { return self.dismiss(uid).await };
+    /// The pod is captured, with this door in its rules: its probes carry the newest cookie that opens it. Says whether
+    /// they do.
+    pub(super) async fn admit(&self, uid: &PodUid, ips: &[IpAddr], door: &ProbeDoor) -> bool {
+        let accepted = door.doors().find_map(|door| match door {
+            ProbeDoor::Cookie { cookies, .. } => Some(cookies),
+            _ => None,
+        });
+        let Some(accepted) = accepted else {
+            self.dismiss(uid).await;
+            return false;
+        };
         let mut pods = self.pods.lock().await;
-        let Some(pod) = pods.get(uid) else { return };
-        let Some(cookie) = pod.newest(accepted) else { return };
+        let Some(pod) = pods.get(uid) else { return false };
+        let Some(cookie) = pod.newest(accepted) else { return false };
         if pod.ips == ips && pod.given.is_some_and(|(given, _)| given == cookie) {
-            return;
+            return true;
         }
         let left = pod.ips.iter().filter(|ip| !ips.contains(ip)).map(|ip| (*ip, None));
         let changes = left.chain(ips.iter().map(|ip| (*ip, Some(cookie)))).collect();
         if !self.write(changes).await {
-            return;
+            return false;
         }
         // An address has one owner: the pod that has it now.
         for (_, other) in pods.iter_mut().filter(|(other, _)| *other != uid) {
@@ -140,6 +148,26 @@ impl Cookies {
         if let Some(pod) = pods.get_mut(uid) {
             pod.ips = ips.to_vec();
             pod.carry(cookie, Instant::now());
+        }
+        true
+    }
+
+    /// The pods that have one, or will.
+    pub(super) async fn members(&self) -> BTreeSet<PodUid> {
+        self.pods.lock().await.keys().cloned().collect()
+    }
+
+    /// Takes the program off the kubelet's cgroup, and every cookie with it.
+    pub(super) async fn retire(&self) {
+        let (kubelet, mut pods) = (self.kubelet(), self.pods.lock().await);
+        pods.clear();
+        let path = kubelet.path.clone();
+        match self.kernel.run(move |kernel| kernel.detach_cookies(&kubelet)).await {
+            Ok(_) => tracing::info!(path, "the program that writes cookies is off the kubelet's cgroup"),
+            Err(error) => tracing::info!(path, %error, "the program went with the kubelet's cgroup"),
+        }
+        if let Some(Err(error)) = self.journal.as_ref().map(Journal::forget_cookies) {
+            tracing::warn!(%error, "where the program was that writes cookies cannot be forgotten");
         }
     }
 

@@ -1,7 +1,10 @@
 use super::*;
 use crate::kernel::fake::{Place, RecordingKernel};
 use sluice_shared::op::KernelOp;
-use std::collections::BTreeMap;
+use super::snat::WRITES;
+use crate::kernel::Fingerprint;
+use sluice_shared::host::{self, HostStep};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 fn plan() -> HostPlan {
@@ -10,6 +13,7 @@ fn plan() -> HostPlan {
         source_v4: "169.254.7.127".parse().unwrap(),
         source_v6: "fd16:9254:7127:1337::1".parse().unwrap(),
         pods: BTreeMap::new(),
+        trials: BTreeSet::new(),
     }
 }
 
