@@ -28,14 +28,20 @@ impl Drop for Refusal {
     }
 }
 
-/// Puts a fault at the host's end of a pod's link; `node` are the node's own addresses. What the node itself does is in [`refusing_rules`].
+/// Puts a fault at the host's end of the link of `pod`; `node` are the node's own addresses. What the node itself does is in [`refusing_rules`].
 ///
 /// # Errors
 /// When nft refuses.
-pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &BTreeSet<IpAddr>) -> Result<()> {
+pub fn at_link(
+    fault: Fault,
+    place: &Netns,
+    link: &str,
+    pod: &str,
+    node: &BTreeSet<IpAddr>,
+) -> Result<()> {
     let hook = |hook: &str, rules: &str| {
         format!(
-            "table netdev dataplane_{hook} {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"
+            "table netdev dataplane_{hook}_{pod} {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"
         )
     };
     match fault {
@@ -52,7 +58,7 @@ pub fn at_link(fault: Fault, place: &Netns, link: &str, node: &BTreeSet<IpAddr>)
         Fault::BypassesConntrack => side::nft(
             place,
             &format!(
-                "table inet dataplane {{ chain raw {{ type filter hook prerouting priority raw; \
+                "table inet dataplane_{pod} {{ chain raw {{ type filter hook prerouting priority raw; \
                  iifname \"{link}\" ip daddr 169.254.0.0/16 ip daddr != 169.254.169.254 notrack; \
                  iifname \"{link}\" ip6 daddr {PROBE_SOURCE_V6} notrack; }}\n}}\n"
             ),

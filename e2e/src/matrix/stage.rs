@@ -15,6 +15,7 @@ use super::places::{self, Places};
 use super::pods::{addresses, mesh, spec};
 use crate::lab::agent::{Agent, PATIENCE};
 use crate::lab::cni::{Attachment, NetworkList};
+use crate::lab::eventually;
 use crate::lab::netns::Netns;
 use crate::lab::outer::Outer;
 use crate::lab::pod::{Pod, addresses_of};
@@ -37,6 +38,8 @@ pub const SERVICE: [&str; 2] = ["10.96.0.11", "fd96::11"];
 pub const FOREIGN_SERVICE: [&str; 2] = ["10.96.0.200", "fd96::200"];
 /// The node port that kube-proxy's rules lead to `a`.
 pub const NODE_PORT: u16 = 30080;
+/// How long a node may take to find out how probes go: three ways, each until its patience ends, then pods change over.
+const CHOSEN: Duration = Duration::from_secs(90);
 /// Where clouds serve metadata.
 pub const METADATA: [&str; 2] = ["169.254.169.254", "fd00:ec2::254"];
 
@@ -109,7 +112,30 @@ impl<'a> Stage<'a> {
             _refusal: refusal,
         };
         stage.people()?;
+        if variant.probes == "auto" {
+            stage.choose()?;
+        }
         Ok(stage)
+    }
+
+    /// Waits until the agent has found out how probes go; by a start of its own where something has come to stand in their
+    /// way after it may have looked.
+    fn choose(&mut self) -> Result<()> {
+        if self.cell.datapath.is_some() || self.variant.fault.is_some() {
+            self.agent.stop()?;
+            self.agent.start()?;
+            for name in ["a", "b"] {
+                self.agent.until(&self.pod(name).facts, State::Enabled)?;
+            }
+        }
+        self.probes = eventually("the probe self-test to choose", CHOSEN, || {
+            let status = self.agent.status()?;
+            let (probes, tested) = (status.probes, status.probe_test);
+            ensure!(tested.chosen == "works", "it is {}: {}", tested.chosen, tested.because);
+            ensure!(!probes.because.contains("changing over"), "pods are {}", probes.because);
+            Ok(probes.chosen)
+        })?;
+        Ok(())
     }
 
     /// Starts the pods and the servers.
@@ -137,11 +163,14 @@ impl<'a> Stage<'a> {
             }
         }
         for fault in [self.cell.datapath, self.variant.fault].into_iter().flatten() {
-            let a = self.pod("a");
-            let towards = a.facts.ips.iter().map(|ip| self.source_towards(*ip));
-            let fabric = [Ok(IpAddr::from(self.node.v4)), Ok(self.node.v6.into())];
-            let sources = towards.chain(fabric).collect::<Result<BTreeSet<_>>>()?;
-            faults::at_link(fault, &self.place, &self.host_end(a)?, &sources)?;
+            // The node as a whole decides how probes go: where it is left to, all that it asks are alike.
+            let pods = if self.variant.probes == "auto" { &["a", "b"][..] } else { &["a"] };
+            for pod in pods.iter().map(|name| self.pod(name)) {
+                let towards = pod.facts.ips.iter().map(|ip| self.source_towards(*ip));
+                let fabric = [Ok(IpAddr::from(self.node.v4)), Ok(self.node.v6.into())];
+                let sources = towards.chain(fabric).collect::<Result<BTreeSet<_>>>()?;
+                faults::at_link(fault, &self.place, &self.host_end(pod)?, pod.name(), &sources)?;
+            }
         }
         places::kube_proxy(&self.node, &self.place, self.pod("a"))?;
         self._servers = servers;

@@ -9,6 +9,7 @@ mod many;
 mod migration;
 mod pretender;
 mod probes;
+mod selftest;
 mod times;
 
 use sluice_e2e::lab::outer::Outer;
@@ -33,6 +34,14 @@ fn main() {
         test("probes_by_cookie_pass_over_a_restart_of_the_agent", |outer: &Outer| {
             probes::over_a_restart(outer, "nftables", "cookie")
         }),
+    ]);
+    tests.extend(selftest::CASES.iter().map(|case| test(case.name, |outer: &Outer| selftest::takes(outer, case))));
+    tests.extend([
+        test("probes_pass_while_auto_changes_its_choice", selftest::without_a_gap),
+        test("a_restarted_agent_goes_on_with_the_probes_that_were_chosen", selftest::over_a_restart),
+        test("probes_that_the_operator_chose_are_tested_and_kept", selftest::of_the_operators_choice),
+        test("a_pod_that_breaks_the_self_test_does_not_weaken_the_node", selftest::of_a_pod_that_lies),
+        test("a_changed_topology_is_tested_anew", selftest::when_the_topology_changes),
     ]);
     for by in ["legacy", "nft", "native"] {
         let name = format!("pods_of_istio_cni_by_{by}_are_taken_over_under_load");

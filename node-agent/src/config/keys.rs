@@ -141,8 +141,9 @@ pub static KEYS: &[Key] = &[
               pods declare for probes, with no rule on the host. `none`: they are captured like everything else. \
               `cookie`: a BPF program on the kubelet's cgroup puts a secret of the pod's into the opening SYN, to ports \
               that pods declare for probes, with no rule on the host; it takes Linux 5.10 and the backend nftables, and \
-              where it does not work what `auto` takes is used, and `sluicectl status` says why. \
-              `auto` takes the first of snat and source that works here.",
+              where it cannot be had what `auto` takes is used, and `sluicectl status` says why. `auto` takes the first of \
+              cookie, snat and source that a self-test in this node's pods has shown to pass; until there is a pod to test \
+              with, snat where the host takes it, else source. What is set here instead is tested too, and kept.",
     },
     Key {
         name: "probeSourceV4",

@@ -48,6 +48,9 @@ fn every_metric_is_rendered_under_its_name() {
     metrics.set_membership_stale(true);
     metrics.set_backend("iptables");
     metrics.set_backend("nftables");
+    metrics.probes("snat", "untested");
+    metrics.probes("cookie", "works");
+    metrics.probe_test("works");
     metrics.installation(Some(&fought()), Some(&lease()));
     metrics.taint_removal("ok");
     let text = metrics.render();
@@ -58,6 +61,8 @@ fn every_metric_is_rendered_under_its_name() {
         "sluice_held_pods 1",
         "sluice_drift_repairs_total{object=\"policy_rule\"} 1",
         "sluice_kernel_errors_total{step=\"enroll\"} 1",
+        "sluice_probes_info{strategy=\"cookie\",tested=\"works\"} 1",
+        "sluice_probe_tests_total{result=\"works\"} 1",
         "sluice_zds_nacks_total 1",
         "sluice_source_errors_total{source=\"file\"} 1",
         "sluice_plugin_requests_total{verb=\"ADD\",code=\"0\"} 1",

@@ -316,4 +316,6 @@ impl HostTable {
 }
 
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod tests;

@@ -312,6 +312,26 @@ fn on_the_host_only_the_kubelets_connections_to_pods_of_the_mesh_change() {
 }
 
 #[test]
+fn on_the_host_a_trial_is_one_connection() {
+    let [pod, node]: [IpAddr; 2] = ["10.0.0.9", "10.0.0.1"].map(|text| text.parse().unwrap());
+    // From where `snat` sends.
+    let flow = Flow { local: (pod, 8080), remote: (node, 40001) };
+    let others = [(pod, 8081, 40001), (pod, 8080, 40002), ("10.0.0.7".parse().unwrap(), 8080, 40001)];
+    let plan = HostPlan { pods: BTreeMap::new(), trials: BTreeSet::from([flow]), ..host_plan() };
+    let elsewhere = others.map(|(to, port, from)| Flow { local: (to, port), remote: (node, from) });
+    let others = HostPlan { trials: BTreeSet::from(elsewhere), ..plan.clone() };
+    for (plan, expected) in [(&plan, Some(PROBE_SOURCE_V4.into())), (&others, None)] {
+        let nft = Nft::load(&nft::replace(&host_by_label(plan))).unwrap();
+        let mut iptables = Iptables::new();
+        iptables.apply(&host::lower(Backend::Iptables, HostStep::Install(plan)));
+        for machine in [&nft as &dyn Machine, &iptables] {
+            assert_eq!(snat(machine, "kube/app", "10.0.0.9", Kind::OpeningSyn), expected);
+        }
+    }
+    assert!(plan.amended(Backend::Nftables, &others).is_none(), "rules change: the table is written whole");
+}
+
+#[test]
 fn the_hosts_table_is_replaced_whole_and_removed_whole() {
     let plan = host_plan();
     let fewer = HostPlan { pods: plan.pods.clone().into_iter().take(1).collect(), ..plan.clone() };
