@@ -124,7 +124,8 @@ pub fn decide(now: Option<Way>, findings: &[(Way, Finding)]) -> Decision {
     let because = if because.is_empty() { "nothing was tried".into() } else { because.join("; ") };
     let works = findings.iter().position(|(_, finding)| matches!(finding, Finding::Works { .. }));
     let before = &findings[..works.unwrap_or(findings.len())];
-    let unjudged = |(way, finding): &(Way, Finding)| now == Some(*way) && matches!(finding, Finding::Unjudged(_));
+    let unjudged =
+        |(way, finding): &(Way, Finding)| now == Some(*way) && matches!(finding, Finding::Unjudged(_));
     let second_best = before.iter().any(|(_, finding)| !matches!(finding, Finding::Unavailable(_)));
     let (take, verdict) = match works {
         Some(_) if before.iter().any(unjudged) => (None, Verdict::Untested),
@@ -210,7 +211,9 @@ impl fmt::Display for Finding {
                 write!(f, "passes in {pods} of {of} pods asked")?;
                 but.iter().try_for_each(|but| write!(f, " (not in {but})"))
             }
-            Self::Blocked { pods, of, why } => write!(f, "does not pass in {pods} of {of} pods asked ({why})"),
+            Self::Blocked { pods, of, why } => {
+                write!(f, "does not pass in {pods} of {of} pods asked ({why})")
+            }
             Self::Unavailable(why) => write!(f, "is not to be had: {why}"),
             Self::Unjudged(why) => write!(f, "could not be judged: {why}"),
         }

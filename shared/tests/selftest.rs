@@ -79,8 +79,20 @@ fn the_first_way_that_works_is_taken() {
         // Ignorance does not lead to a way that lets more through.
         (Some(Cookie), vec![(Cookie, unjudged()), (Snat, works())], None, Verdict::Untested, true),
         (Some(Snat), vec![(Cookie, unjudged()), (Snat, works())], None, Verdict::Works, true),
-        (Some(Snat), vec![(Cookie, unjudged()), (Snat, unjudged()), (Source, unjudged())], None, Verdict::Untested, true),
-        (Some(Snat), vec![(Cookie, unjudged()), (Snat, blocks()), (Source, unjudged())], None, Verdict::Blocked, true),
+        (
+            Some(Snat),
+            vec![(Cookie, unjudged()), (Snat, unjudged()), (Source, unjudged())],
+            None,
+            Verdict::Untested,
+            true,
+        ),
+        (
+            Some(Snat),
+            vec![(Cookie, unjudged()), (Snat, blocks()), (Source, unjudged())],
+            None,
+            Verdict::Blocked,
+            true,
+        ),
         (Some(Snat), vec![], None, Verdict::Untested, false),
     ];
     for (now, findings, take, verdict, second_best) in table {
@@ -92,7 +104,8 @@ fn the_first_way_that_works_is_taken() {
 
 #[test]
 fn what_was_found_is_said_in_one_line() {
-    let said = decide(None, &[(Way::Cookie, unavailable()), (Way::Snat, blocks()), (Way::Source, works())]).because;
+    let said =
+        decide(None, &[(Way::Cookie, unavailable()), (Way::Snat, blocks()), (Way::Source, works())]).because;
     assert_eq!(
         said,
         "cookie is not to be had: the kernel refuses the program; snat does not pass in 2 of 2 pods asked (mesh/a: no \

@@ -32,13 +32,7 @@ impl Drop for Refusal {
 ///
 /// # Errors
 /// When nft refuses.
-pub fn at_link(
-    fault: Fault,
-    place: &Netns,
-    link: &str,
-    pod: &str,
-    node: &BTreeSet<IpAddr>,
-) -> Result<()> {
+pub fn at_link(fault: Fault, place: &Netns, link: &str, pod: &str, node: &BTreeSet<IpAddr>) -> Result<()> {
     let hook = |hook: &str, rules: &str| {
         format!(
             "table netdev dataplane_{hook}_{pod} {{ chain {hook} {{ type filter hook {hook} device \"{link}\" priority 0; {rules}; }}\n}}\n"

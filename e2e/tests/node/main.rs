@@ -35,7 +35,9 @@ fn main() {
             probes::over_a_restart(outer, "nftables", "cookie")
         }),
     ]);
-    tests.extend(selftest::CASES.iter().map(|case| test(case.name, |outer: &Outer| selftest::takes(outer, case))));
+    tests.extend(
+        selftest::CASES.iter().map(|case| test(case.name, |outer: &Outer| selftest::takes(outer, case))),
+    );
     tests.extend([
         test("probes_pass_while_auto_changes_its_choice", selftest::without_a_gap),
         test("a_restarted_agent_goes_on_with_the_probes_that_were_chosen", selftest::over_a_restart),

@@ -52,9 +52,7 @@ impl Strategies {
             ProbesChoice::Auto => self.automatic(pods, "").await,
             ProbesChoice::Cookie => match self.start(Way::Cookie, pods.clone(), CHOSEN).await {
                 Ok(chosen) => chosen,
-                Err(error) => {
-                    self.automatic(pods, &format!("cookie does not work here: {error:#}; ")).await
-                }
+                Err(error) => self.automatic(pods, &format!("cookie does not work here: {error:#}; ")).await,
             },
         };
         let Choice { chosen: strategy, because } = chosen.choice();

@@ -73,7 +73,9 @@ impl SelfTest {
             }
             let seen = self.seen(&pods);
             // While pods change over, what would be tried is not what will be.
-            if let Some(why) = self.schedule.due(&seen, Instant::now()).filter(|_| !self.cx.host.is_changing()) {
+            if let Some(why) =
+                self.schedule.due(&seen, Instant::now()).filter(|_| !self.cx.host.is_changing())
+            {
                 tracing::info!(why, "probe self-test");
                 self.test(&pods, seen).await;
             }
@@ -133,7 +135,12 @@ impl SelfTest {
         let Outcome { decision, take, asked } = outcome;
         if let Some(strategy) = take {
             let Choice { chosen, because } = strategy.choice();
-            tracing::info!(strategy = chosen, because, found = decision.because, "probes go another way from now on");
+            tracing::info!(
+                strategy = chosen,
+                because,
+                found = decision.because,
+                "probes go another way from now on"
+            );
             for uid in self.cx.host.change_to(Arc::new(strategy)).await {
                 self.cx.registry.send_existing(&uid, Message::Resettle(Vec::new()));
             }
@@ -144,7 +151,8 @@ impl SelfTest {
 
     /// Whether it leads to a way that lets more through, or to none.
     fn is_worse(&self, decision: &Decision) -> bool {
-        decision.verdict == Verdict::Blocked || decision.take.is_some_and(|way| Some(way) > self.cx.host.way())
+        decision.verdict == Verdict::Blocked
+            || decision.take.is_some_and(|way| Some(way) > self.cx.host.way())
     }
 
     /// Tries what may be tried, until something works.
@@ -202,8 +210,13 @@ impl SelfTest {
                 (Occasion::ProbesTried, format!("probes go by {chosen}: {because}"))
             }
             Verdict::Blocked => {
-                tracing::warn!(strategy = chosen, because, "probes do not pass by any strategy that may be taken");
-                let what = format!("kubelet probes of captured pods fail here; they go by {chosen}: {because}");
+                tracing::warn!(
+                    strategy = chosen,
+                    because,
+                    "probes do not pass by any strategy that may be taken"
+                );
+                let what =
+                    format!("kubelet probes of captured pods fail here; they go by {chosen}: {because}");
                 (Occasion::ProbesBlocked, what)
             }
             Verdict::Untested => {

@@ -10,7 +10,8 @@ pub use labels::{AddPhase, DriftObject, KernelStep, SourceKind};
 
 use installation::InstallationMetrics;
 use labels::{
-    BackendLabel, ObjectLabel, PhaseLabel, ProbesLabel, RequestLabel, ResultLabel, SourceLabel, StateLabel, StepLabel,
+    BackendLabel, ObjectLabel, PhaseLabel, ProbesLabel, RequestLabel, ResultLabel, SourceLabel, StateLabel,
+    StepLabel,
 };
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -152,7 +153,11 @@ impl Metrics {
             "The probe strategy in use, and what the last self-test has shown of it",
             self.probes.clone(),
         );
-        to.register("sluice_probe_tests", "Probe self-tests, by what they have shown", self.probe_tests.clone());
+        to.register(
+            "sluice_probe_tests",
+            "Probe self-tests, by what they have shown",
+            self.probe_tests.clone(),
+        );
         self.installation.register(to);
     }
 

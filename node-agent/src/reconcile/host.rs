@@ -111,7 +111,8 @@ impl HostTable {
         let State { now, former, .. } = &*self.lock();
         let mut choice = now.choice();
         if let Some(former) = former {
-            choice.because = format!("{}; pods are changing over from {}", choice.because, former.choice().chosen);
+            choice.because =
+                format!("{}; pods are changing over from {}", choice.because, former.choice().chosen);
         }
         choice
     }
@@ -300,7 +301,8 @@ impl HostTable {
     /// Whether all that is to be tried in a pod is in its rules.
     fn has_trials(&self, uid: &PodUid) -> bool {
         let state = self.lock();
-        let in_force = |trial: &ProbeDoor| state.doors.get(uid).is_some_and(|door| door.doors().any(|one| one == trial));
+        let in_force =
+            |trial: &ProbeDoor| state.doors.get(uid).is_some_and(|door| door.doors().any(|one| one == trial));
         state.trials.get(uid).is_some_and(|trials| trials.iter().all(in_force))
     }
 

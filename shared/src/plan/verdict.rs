@@ -172,7 +172,8 @@ impl Older {
 
 impl ProbeDoor {
     fn lets_in(&self, packet: &Packet) -> bool {
-        let to_probe = self.addresses().contains(&packet.source.0) && self.ports().contains(&packet.destination.1);
+        let to_probe =
+            self.addresses().contains(&packet.source.0) && self.ports().contains(&packet.destination.1);
         self.doors().any(|door| door.is_open_to(packet, to_probe))
     }
 

@@ -108,9 +108,7 @@ pub fn without_cookies(plan: RedirectPlan) -> RedirectPlan {
     let (addresses, ports) = (plan.probe.addresses(), plan.probe.ports());
     let others = plan.probe.doors().filter(|door| !compares(door)).map(|door| match door {
         // What the one that is gone says of these counts for the others.
-        ProbeDoor::Source { .. } => {
-            ProbeDoor::Source { addresses: addresses.clone(), ports: ports.clone() }
-        }
+        ProbeDoor::Source { .. } => ProbeDoor::Source { addresses: addresses.clone(), ports: ports.clone() },
         other => other.clone(),
     });
     RedirectPlan { probe: ProbeDoor::several(others), ..plan.clone() }

@@ -89,11 +89,11 @@ fn others(axes: &Axes) -> [Vec<Value>; 6] {
     ]
 }
 
-/// The other strategies that open a door, and that do not need what the fault takes away.
+/// The other strategies that open a door, or find out which one opens, and that do not need what the fault takes away.
 fn doors(axes: &Axes, fault: Fault) -> impl Iterator<Item = Value> {
     let fits = move |probes: &&String| match fault {
         Fault::RefusesRules => ["cookie", "source"].contains(&probes.as_str()),
-        _ => !["auto", "none"].contains(&probes.as_str()),
+        _ => probes.as_str() != "none",
     };
     axes.probes[1..].iter().filter(fits).cloned().map(Value::Probes)
 }

@@ -45,6 +45,7 @@ fn a_fault_is_met_by_every_door() {
             "fault=refuses-rules",
             "probes=cookie fault=drops-link-local",
             "probes=source fault=drops-link-local",
+            "probes=auto fault=drops-link-local",
             "probes=cookie fault=refuses-rules",
             "probes=source fault=refuses-rules",
         ]
@@ -52,7 +53,7 @@ fn a_fault_is_met_by_every_door() {
     let probes: Vec<_> = ways[5..].iter().map(|way| way.probes.as_str()).collect();
     assert_eq!(
         probes,
-        ["snat", "auto", "cookie", "source", "cookie", "source"],
+        ["snat", "auto", "cookie", "source", "auto", "cookie", "source"],
         "a host that refuses rules is left to choose"
     );
 }

@@ -13,6 +13,9 @@ const STEADY: Duration = Duration::from_secs(1);
 const TOPOLOGY_STEADY: Duration = Duration::from_secs(5);
 /// The least time from the end of a test to the next.
 const PAUSE: Duration = Duration::from_secs(30);
+/// How often that doubles, at most, while the host's addresses change and it makes no difference: those of services come and
+/// go with kube-proxy's IPVS.
+const DOUBLED: u32 = 5;
 /// After how long a test is made again that has shown nothing, or that nothing passes: at first, and at most.
 const AGAIN: Duration = Duration::from_secs(60);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(900);
@@ -60,6 +63,8 @@ struct Last {
     again: Duration,
     /// How many tests in a row have not shown that something works.
     in_vain: u32,
+    /// How many in a row have changed nothing.
+    unchanged: u32,
 }
 
 impl Schedule {
@@ -88,8 +93,11 @@ impl Schedule {
         if elapsed < PAUSE {
             return None;
         }
-        if topology_is_steady && seen.topology != last.seen.topology {
-            Some("the host's addresses, or those from which it goes to pods, have changed")
+        let (now, before) = (&seen.topology, &last.seen.topology);
+        if topology_is_steady && now.sources != before.sources {
+            Some("the host goes to pods from other addresses")
+        } else if topology_is_steady && now.addresses != before.addresses && elapsed >= last.patience() {
+            Some("the host has other addresses")
         } else if seen.refused && !last.seen.refused {
             Some("the host refuses its table now")
         } else if !seen.families.is_subset(&last.seen.families) {
@@ -112,7 +120,18 @@ impl Schedule {
             (Verdict::Works, true) => SECOND_BEST,
             _ => AGAIN.saturating_mul(1 << (in_vain - 1).min(4)).min(AGAIN_AT_MOST),
         };
-        self.last = Some(Last { at: now, seen, asked, again, in_vain });
+        let unchanged = match (&self.last, decision.take) {
+            (Some(last), None) => last.unchanged + 1,
+            _ => 0,
+        };
+        self.last = Some(Last { at: now, seen, asked, again, in_vain, unchanged });
+    }
+}
+
+impl Last {
+    /// How long it takes until other addresses of the host are a reason.
+    fn patience(&self) -> Duration {
+        PAUSE.saturating_mul(1 << self.unchanged.min(DOUBLED))
     }
 }
 
@@ -129,11 +148,7 @@ mod tests {
     }
 
     /// At which seconds tests are made, of so many; each ends at once and asks all pods, three at most.
-    fn tests(
-        seconds: u64,
-        decision: &Decision,
-        seen: impl Fn(u64) -> Seen,
-    ) -> Vec<(u64, &'static str)> {
+    fn tests(seconds: u64, decision: &Decision, seen: impl Fn(u64) -> Seen) -> Vec<(u64, &'static str)> {
         let (began, mut schedule, mut made) = (Instant::now(), Schedule::default(), Vec::new());
         for second in 0..seconds {
             let (now, seen) = (began + Duration::from_secs(second), seen(second));
@@ -163,16 +178,23 @@ mod tests {
         let works = decision(Verdict::Works, false);
         let moved = |second: u64| {
             let address = IpAddr::from([10, 0, 0, u8::from(second >= 10)]);
-            Seen { topology: Topology { addresses: BTreeSet::from([address]), ..Topology::default() }, ..seen(3) }
+            Seen {
+                topology: Topology { addresses: BTreeSet::from([address]), ..Topology::default() },
+                ..seen(3)
+            }
         };
         assert_eq!(at(&tests(3_000, &works, moved)), [1, 31]);
         // An interface that comes and goes all the time: at most one test each pause.
         let restless = |second: u64| {
             let address = IpAddr::from([10, 0, 0, (second / 6 % 2) as u8]);
-            Seen { topology: Topology { addresses: BTreeSet::from([address]), ..Topology::default() }, ..seen(3) }
+            Seen {
+                topology: Topology { addresses: BTreeSet::from([address]), ..Topology::default() },
+                ..seen(3)
+            }
         };
         let made = at(&tests(3_000, &works, restless));
         assert!(made.windows(2).all(|pair| pair[1] - pair[0] >= PAUSE.as_secs()), "{made:?}");
+        assert!((6..10).contains(&made.len()), "less and less often while it changes nothing: {made:?}");
         let refused = |second: u64| Seen { refused: second >= 100, ..seen(3) };
         assert_eq!(at(&tests(3_000, &works, refused)), [1, 100]);
         let six = |second: u64| Seen {

@@ -31,9 +31,7 @@ pub(super) mod trials;
 pub mod watch;
 mod xtables;
 
-use super::{
-    Attached, Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket, Trial,
-};
+use super::{Attached, Fingerprint, HostProc, Kernel, KernelError, Netns, Observation, TcpSocket, Trial};
 use iptables::Variant;
 use legacy::Legacy;
 use netlink::Conversation;

@@ -109,7 +109,8 @@ async fn the_host_gives_a_source_only_to_pods_that_accept_it() {
     table.change_to(Arc::new(snat(&kernel, &[]).await.unwrap())).await;
     drop(kernel.take_log());
     // Its plan was made before.
-    let before = ProbeDoor::Cookie { cookies: BTreeSet::new(), addresses: BTreeSet::new(), ports: PORTS.into() };
+    let before =
+        ProbeDoor::Cookie { cookies: BTreeSet::new(), addresses: BTreeSet::new(), ports: PORTS.into() };
     table.admit(&uid(2), &[ip(2)], &before).await;
     assert!(kernel.log().is_empty());
     assert_eq!(table.turn().await, [uid(1), uid(2)], "both are asked to settle");

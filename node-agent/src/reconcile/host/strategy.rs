@@ -101,7 +101,12 @@ impl Strategy {
     }
 
     /// The door in a pod's own rules. `sources` are those of the node's own connections to the pod.
-    pub(super) async fn door(&self, uid: &PodUid, sources: BTreeSet<IpAddr>, probe_ports: &[u16]) -> ProbeDoor {
+    pub(super) async fn door(
+        &self,
+        uid: &PodUid,
+        sources: BTreeSet<IpAddr>,
+        probe_ports: &[u16],
+    ) -> ProbeDoor {
         match &self.kind {
             Kind::None => ProbeDoor::Closed,
             Kind::Snat(snat) => snat.door(),

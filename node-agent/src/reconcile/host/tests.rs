@@ -1,9 +1,9 @@
-use super::*;
-use crate::kernel::fake::{Place, RecordingKernel};
-use sluice_shared::op::KernelOp;
 use super::snat::WRITES;
+use super::*;
 use crate::kernel::Fingerprint;
+use crate::kernel::fake::{Place, RecordingKernel};
 use sluice_shared::host::{self, HostStep};
+use sluice_shared::op::KernelOp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

@@ -91,7 +91,9 @@ impl Strategy {
             asked.push(tokio::spawn(async move {
                 match lines {
                     Ok(lines) if is_open => in_pod(&kernel, &witness, lines).await,
-                    Ok(_) => Attempt::Unsound(format!("{}: its rules could not be changed in time", witness.name)),
+                    Ok(_) => {
+                        Attempt::Unsound(format!("{}: its rules could not be changed in time", witness.name))
+                    }
                     Err(why) => Attempt::Unsound(format!("{}: {why}", witness.name)),
                 }
             }));
@@ -204,7 +206,9 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
         Err(error) => return Attempt::Unsound(error.to_string()),
     };
     let hearing = match heard(listener) {
-        Ok(listener) => tokio::spawn(hear(listener, Arc::clone(kernel), Arc::clone(netns), words, Arc::clone(&met))),
+        Ok(listener) => {
+            tokio::spawn(hear(listener, Arc::clone(kernel), Arc::clone(netns), words, Arc::clone(&met)))
+        }
         Err(error) => return Attempt::Unsound(format!("listening at {to}: {error}")),
     };
     let (probed, controlled) = tokio::join!(say(probe, to, words[0]), say(control, to, words[1]));
