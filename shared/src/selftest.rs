@@ -149,14 +149,14 @@ pub fn witnesses(pods: &[(PodUid, String)], round: usize) -> Vec<PodUid> {
         namespaces.entry(namespace).or_default().push_back(uid);
     }
     let mut queues: Vec<VecDeque<&PodUid>> = namespaces.into_values().collect();
+    let namespaces = queues.len().max(1);
+    // Each namespace comes first in its turn, and whoever is left out in one turn comes in another.
+    let (turn, first) = (round / namespaces, round % namespaces);
     for queue in &mut queues {
-        let by = round % queue.len();
+        let by = (turn + first) % queue.len();
         queue.rotate_left(by);
     }
-    if !queues.is_empty() {
-        let by = round % queues.len();
-        queues.rotate_left(by);
-    }
+    queues.rotate_left(first);
     let mut chosen = Vec::new();
     while chosen.len() < WITNESSES && queues.iter().any(|queue| !queue.is_empty()) {
         let room = WITNESSES - chosen.len();
