@@ -193,7 +193,7 @@ fn healthy() -> NodeStatus {
         source: SourceStatus { from: "file /etc/sluice/pods.yaml".to_owned(), problem: None },
         backend: choice("nftables", "the first that works here"),
         probes: choice("source", "snat: the host refuses our table (EPERM)"),
-        probe_test: choice("works", "source passes in 2 of 2 pods asked"),
+        probe_test: Box::new(choice("works", "source passes in 2 of 2 pods asked")),
         mark_guard: choice("on", ""),
         drift_watch: choice("events", "a change is seen at once"),
         predecessor: None,

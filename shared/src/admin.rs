@@ -64,7 +64,7 @@ pub struct NodeStatus {
     pub probes: Choice,
     /// What the self-test has shown of it: `works`, `blocked` or `untested`, and how each strategy that was tried has fared.
     #[serde(default)]
-    pub probe_test: Choice,
+    pub probe_test: Box<Choice>,
     /// The mark guard: `on` or `off`, and why.
     pub mark_guard: Choice,
     /// The drift watch: `events` (seen at once) or `sweep` (seen within a second), and why.

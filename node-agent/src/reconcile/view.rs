@@ -69,7 +69,7 @@ impl View for NodeView {
             source: SourceStatus { from: self.source.clone(), problem: self.problem.borrow().clone() },
             backend: self.backend.clone(),
             probes: self.cx.host.choice(),
-            probe_test: self.cx.host.tested(),
+            probe_test: Box::new(self.cx.host.tested()),
             mark_guard: self.cx.trust.choice(),
             drift_watch: self.drift_watch.borrow().clone(),
             installation: installation.map(Box::new),

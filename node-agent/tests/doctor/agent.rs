@@ -68,7 +68,7 @@ pub fn healthy() -> NodeStatus {
         source: SourceStatus { from: "kubernetes".to_owned(), problem: None },
         backend: choice("nftables", ""),
         probes: choice("snat", ""),
-        probe_test: choice("works", ""),
+        probe_test: Box::new(choice("works", "")),
         mark_guard: choice("on", ""),
         drift_watch: choice("events", ""),
         installation: Some(Box::new(installation)),

@@ -258,9 +258,7 @@ pub(super) async fn remove(kernel: &Pool, first: Backend) {
             if there { kernel.run_host(&ops).map(|()| true) } else { Ok(false) }
         });
         match removed.await {
-            Ok(true) => {
-                tracing::info!(%backend, "the table on the host, which nothing needs any more, is removed")
-            }
+            Ok(true) => tracing::info!(%backend, "the host's table, now needless, is removed"),
             Ok(false) => return,
             Err(error) => tracing::warn!(%error, %backend,
                 "the table on the host, which nothing needs any more, could not be removed: it goes on giving the \

@@ -31,6 +31,8 @@ const KINDS: [(&str, u16); 3] = [("http", HTTP), ("tcp", ECHO), ("grpc", GRPC)];
 const OTHER: &str = "other";
 /// A kubelet is away for longer than the agent's sweep takes to see it.
 const AWAY: Duration = Duration::from_secs(2);
+/// How long a node may take to find out by itself how probes go.
+const CHOSEN: Duration = Duration::from_secs(60);
 /// What the agent says when it has found another kubelet, and when it has taken the program off.
 const MOVED: &str = "the kubelet's cgroup is another one now";
 const OFF: &str = "a former run's program is off the kubelet's cgroup";
@@ -38,7 +40,6 @@ const OFF: &str = "a former run's program is off the kubelet's cgroup";
 /// The agents take the strategy, and give it up again.
 pub fn pass(stage: &mut Stage, report: &mut Report) {
     report.step("the agents' configuration says probes: cookie; pods of the mesh that refuse plaintext, on both nodes");
-    let before = chosen(stage);
     let configured = configure(stage, "probes: cookie");
     report.check("the agents take the strategy cookie, and the nodes have no rule of ours", || {
         configured?;
@@ -63,11 +64,17 @@ pub fn pass(stage: &mut Stage, report: &mut Report) {
     report.step("every kubelet is killed and started, in another cgroup");
     report.check("the new kubelets' probes pass, by the agents that were there", || other_kubelets(stage));
     report.check("beside the new kubelets nobody else passes", || nobody_else_passes(stage));
+    report.step("the agents' configuration says probes: snat");
+    let changed = configure(stage, "probes: snat");
+    report.check("another strategy after this one: probes pass, and no SYN carries a cookie", || {
+        changed?;
+        given_up(stage)
+    });
     report.step("the agents' configuration is as before");
     let restored = configure(stage, "");
-    report.check("another strategy after this one: probes pass, and no SYN carries a cookie", || {
+    report.check("left to the self-test, every node goes by cookies again", || {
         restored?;
-        given_up(stage, &before?)
+        chosen_by_test(stage)
     });
     report.check("the probed pods go", || stage.remove(&[COOKIES]).map(|()| "removed".into()));
 }
@@ -273,11 +280,25 @@ fn until_said(stage: &Stage, node: &Node, words: &str, before: usize) -> Result<
     })
 }
 
-/// The program is taken off the kubelets' cgroups, and probes pass as they did before.
-fn given_up(stage: &Stage, before: &[(String, String)]) -> Result<String> {
-    let now = chosen(stage)?;
-    for ((now, because), (before, _)) in now.iter().zip(before) {
-        ensure!(now == before, "it was {before} and is {now}: {because}");
+/// With `probes: auto` the self-test asks pods of the node, and takes what passes.
+fn chosen_by_test(stage: &Stage) -> Result<String> {
+    let nodes = stage.cluster().nodes().iter();
+    let said = nodes.map(|node| {
+        eventually("the self-test to choose", CHOSEN, || {
+            let status = stage.status(node)?;
+            let (probes, tested) = (status.probes, status.probe_test);
+            let is_chosen = probes.chosen == "cookie" && tested.chosen == "works";
+            ensure!(is_chosen, "{} ({}): {}", probes.chosen, tested.chosen, tested.because);
+            Ok(tested.because)
+        })
+    });
+    Ok(said.collect::<Result<Vec<_>>>()?.join("; "))
+}
+
+/// The program is taken off the kubelets' cgroups, and probes pass as they do by another strategy.
+fn given_up(stage: &Stage) -> Result<String> {
+    for (now, because) in chosen(stage)? {
+        ensure!(now == "snat", "it is {now}: {because}");
     }
     for node in stage.cluster().nodes() {
         until_said(stage, node, OFF, 0)?;
