@@ -269,9 +269,9 @@ pub fn over_a_restart(outer: &Outer) -> Result<()> {
     until(&scene.agents[0], "cookie", "works")?;
     for kill in [false, true] {
         if kill {
-            scene.agents[0].kill()?
+            scene.agents[0].kill()?;
         } else {
-            scene.agents[0].stop()?
+            scene.agents[0].stop()?;
         }
         scene.agents[0].start()?;
         let probes = scene.agents[0].status()?.probes;
