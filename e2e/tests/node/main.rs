@@ -44,6 +44,7 @@ fn main() {
         test("probes_that_the_operator_chose_are_tested_and_kept", selftest::of_the_operators_choice),
         test("a_pod_that_breaks_the_self_test_does_not_weaken_the_node", selftest::of_a_pod_that_lies),
         test("a_changed_topology_is_tested_anew", selftest::when_the_topology_changes),
+        test("in_a_container_the_agent_can_test_every_strategy", selftest::in_a_container),
     ]);
     for by in ["legacy", "nft", "native"] {
         let name = format!("pods_of_istio_cni_by_{by}_are_taken_over_under_load");

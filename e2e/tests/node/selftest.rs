@@ -1,6 +1,7 @@
 //! The probe self-test: with `probes: auto` the node goes the first way that really passes, whatever stands in the others';
 //! the kubelet's probes pass all the while, and nothing of what was tried is left.
 
+use crate::contained;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use sluice_e2e::lab::agent::{Agent, PATIENCE};
@@ -289,6 +290,22 @@ pub fn over_a_restart(outer: &Outer) -> Result<()> {
         clean(scene.node(), &pods, "cookie")?;
     }
     Ok(())
+}
+
+/// With the namespaces and the few capabilities that its DaemonSet gives it, the agent can try everything.
+pub fn in_a_container(outer: &Outer) -> Result<()> {
+    let host_proc = "/run/sluice-host-proc/selftest-contained";
+    let mut member = Member::meshed("a");
+    member.spec.facts.probe_ports = vec![PORT];
+    let changes = json!({"backend": "nftables", "probes": "auto", "hostProc": host_proc});
+    let mut scene = Scene::build(outer, "selftest-contained", &Plan::default(), &changes, &[member])?;
+    contained::contain(&mut scene.agents[0], host_proc, None)?;
+    scene.start()?;
+    let pods = [scene.start_pod("a")?];
+    let _server = Echo::start(&pods[0].netns, "a", PORT)?;
+    until(&scene.agents[0], "cookie", "works")?;
+    probe(scene.node(), &pods)?;
+    clean(scene.node(), &pods, "cookie")
 }
 
 /// What the operator chose is tested, told of, and kept.
