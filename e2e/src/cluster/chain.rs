@@ -1,11 +1,16 @@
 //! The primary CNIs: what each leaves in `/etc/cni/net.d` of its nodes, with our entry at the end when it is wanted.
 
-use super::address;
+use super::{address, node::cilium};
 use crate::lab::process::binary;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use sluice_shared::cni::ExemptPod;
+use sluice_shared::conflist::{self, DROP_IN_FILE, Entry};
 use std::path::Path;
 use std::process::Command;
+
+/// Pods that are part of what the plugin would wait for.
+const EXEMPT: [&str; 2] = ["sluice-system/sluice-agent", "istio-system/ztunnel"];
 
 /// Which primary CNI a node has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +21,8 @@ pub enum Primary {
     Flannel,
     /// flannel's plugin, by what the real flanneld wrote, and portmap.
     Flanneld,
+    /// Cilium's plugin, and portmap: the real agent writes the list itself.
+    Cilium,
 }
 
 /// In which form a primary leaves its configuration: what ways into the chain there are depends on it.
@@ -30,14 +37,10 @@ pub enum Form {
 }
 
 impl Primary {
-    /// The one that node `index` has: they alternate, unless flanneld runs everywhere.
+    /// The one that node `index` has where no daemon of one runs: they alternate.
     #[must_use]
-    pub fn of_node(index: u8, flanneld: bool) -> Self {
-        match (flanneld, index % 2) {
-            (true, _) => Self::Flanneld,
-            (false, 1) => Self::Kindnet,
-            (false, _) => Self::Flannel,
-        }
+    pub fn of_node(index: u8) -> Self {
+        if index % 2 == 1 { Self::Kindnet } else { Self::Flannel }
     }
 
     /// The file that it leaves.
@@ -46,6 +49,7 @@ impl Primary {
         match self {
             Self::Kindnet => "10-kindnet.conflist",
             Self::Flannel | Self::Flanneld => "10-flannel.conflist",
+            Self::Cilium => cilium::LIST,
         }
     }
 
@@ -96,6 +100,9 @@ impl Primary {
             Self::Flanneld => json!({"cniVersion": "1.0.0", "name": "cbr0", "plugins": [
                 {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
                 portmap]}),
+            Self::Cilium => json!({"cniVersion": "1.0.0", "name": "portmap", "plugins": [
+                {"type": "cilium-cni", "enable-debug": false, "log-file": "/var/run/cilium/cilium-cni.log"},
+                portmap]}),
         }
     }
 }
@@ -118,27 +125,64 @@ pub fn write(primary: Primary, index: u8, conf: &Path, form: Form) -> Result<()>
     Ok(())
 }
 
-/// Writes the list of node `index`'s primary, and with `chain_sluice` our plugin into `bin` and our entry at the list's end, as the
-/// installer's program renders it.
+/// Writes the list of node `index`'s primary, and with `chain_sluice` our plugin into `bin` and our entry into the chain:
+/// at the list's end, as the installer's program renders it, or in a file beside a list that is the daemon's own.
 ///
 /// # Errors
 /// When a program of ours is not built, or a file cannot be written.
 pub fn install(primary: Primary, index: u8, conf: &Path, bin: &Path, chain_sluice: bool) -> Result<()> {
-    write(primary, index, conf, Form::List)?;
-    let path = conf.join(primary.file_name());
-    if !chain_sluice {
-        return Ok(());
+    if primary != Primary::Cilium {
+        write(primary, index, conf, Form::List)?;
     }
-    let plugin = binary("sluice-cni")?;
-    std::fs::copy(&plugin, bin.join("sluice-cni")).with_context(|| format!("copy {}", plugin.display()))?;
+    if chain_sluice {
+        let plugin = binary("sluice-cni")?;
+        std::fs::copy(&plugin, bin.join("sluice-cni"))
+            .with_context(|| format!("copy {}", plugin.display()))?;
+    }
+    let list = conf.join(primary.file_name());
+    match (primary, chain_sluice) {
+        (Primary::Cilium, true) => drop_in(&list),
+        (_, true) => render(&list),
+        (Primary::Cilium, false) => remove_drop_in(conf),
+        (_, false) => Ok(()),
+    }
+}
+
+/// Our entry at the end of a list.
+fn render(list: &Path) -> Result<()> {
     let render = Command::new(binary("sluice-install")?)
         .args(["render", "--conflist"])
-        .arg(&path)
-        // Both are part of what the plugin would wait for.
-        .args(["--exempt-pods", "sluice-system/sluice-agent", "--exempt-pods", "istio-system/ztunnel"])
+        .arg(list)
+        .args(EXEMPT.into_iter().flat_map(|pods| ["--exempt-pods", pods]))
         .output()
         .context("start sluice-install")?;
     let said = String::from_utf8_lossy(&render.stderr);
-    ensure!(render.status.success(), "sluice-install render {}: {}", path.display(), said.trim());
-    crate::lab::write_whole(&path, &String::from_utf8(render.stdout)?)
+    ensure!(render.status.success(), "sluice-install render {}: {}", list.display(), said.trim());
+    crate::lab::write_whole(list, &String::from_utf8(render.stdout)?)
+}
+
+/// Our entry where runtimes look for more of a list (CNI 1.1): Cilium writes its own anew at every start.
+fn drop_in(list: &Path) -> Result<()> {
+    let text = std::fs::read(list).with_context(|| format!("read {}", list.display()))?;
+    let text: Value = serde_json::from_slice(&text).with_context(|| format!("read {}", list.display()))?;
+    let network = text["name"].as_str().with_context(|| format!("{} has no name", list.display()))?;
+    let exempt = EXEMPT.map(|pods| {
+        let (namespace, name_prefix) = pods.split_once('/').unwrap_or_default();
+        ExemptPod { namespace: namespace.into(), name_prefix: name_prefix.into() }
+    });
+    let entry = Entry { exempt_pods: exempt.into(), ..Entry::default() };
+    let dir = list.with_file_name(network);
+    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    crate::lab::write_whole(&dir.join(DROP_IN_FILE), &conflist::drop_in(&entry)?)
+}
+
+fn remove_drop_in(conf: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(conf).with_context(|| format!("list {}", conf.display()))? {
+        let dir = entry?.path();
+        let file = dir.join(DROP_IN_FILE);
+        if file.is_file() {
+            std::fs::remove_file(&file).and_then(|()| std::fs::remove_dir(&dir))?;
+        }
+    }
+    Ok(())
 }

@@ -30,7 +30,8 @@ use crate::lab::topology::host;
 use anyhow::{Context, Result, anyhow, ensure};
 use audit::Audit;
 use control_plane::ControlPlane;
-use node::{Node, Site, flanneld};
+use node::daemon::Daemon;
+use node::{Node, Site};
 use pki::Authority;
 use programs::Programs;
 use progress::Progress;
@@ -54,8 +55,8 @@ pub struct Options {
     pub max_pods: u16,
     /// Whether our plugin is chained behind each node's primary CNI.
     pub chain_sluice: bool,
-    /// With which backend the real flanneld is every node's primary CNI; the usual ones when it is none.
-    pub flanneld: Option<flanneld::Backend>,
+    /// Whose daemon is every node's primary CNI; the usual ones, without a daemon, when it is none.
+    pub daemon: Option<Daemon>,
     /// OCI archives that every node's containerd loads.
     pub images: Vec<PathBuf>,
 }
@@ -71,7 +72,7 @@ pub struct Cluster {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 2, max_pods: 200, chain_sluice: false, flanneld: None, images: Vec::new() }
+        Self { nodes: 2, max_pods: 200, chain_sluice: false, daemon: None, images: Vec::new() }
     }
 }
 
@@ -133,8 +134,12 @@ impl Cluster {
         progress.say("certificates, disks and the fabric are made");
         let cluster = Self { nodes, control_plane, fabric, dir, cgroups };
         cluster.start(&options.images)?;
-        if options.flanneld.is_some() {
-            cluster.start_flanneld()?;
+        if let Some(daemon) = options.daemon {
+            cluster.start_daemons(daemon, &programs)?;
+            // Only now is there a list of every kind.
+            if options.chain_sluice {
+                at_once(&cluster.nodes, Node::chain_sluice)?;
+            }
         }
         cluster.until_ready(&progress)?;
         Ok(cluster)
@@ -276,16 +281,18 @@ impl Cluster {
         at_once(&self.nodes, Node::join)
     }
 
-    /// flanneld asks the API server for the node's range of pods, which no controller gives out here.
-    fn start_flanneld(&self) -> Result<()> {
-        self.apply(&flanneld::rights())?;
+    /// They ask the API server for the node's range of pods, which no controller gives out here.
+    fn start_daemons(&self, daemon: Daemon, programs: &Programs) -> Result<()> {
+        for objects in daemon.objects(programs)? {
+            self.apply(&objects)?;
+        }
         for (index, node) in (1..).zip(&self.nodes) {
             let (v4, v6) = address::pods(index);
             let ranges = serde_json::json!({"spec": {"podCIDR": v4, "podCIDRs": [v4, v6]}}).to_string();
             let patch = ["patch", "node", node.name(), "--patch", ranges.as_str()];
             eventually("the node to be known", Duration::from_secs(60), || self.kubectl(&patch))?;
         }
-        at_once(&self.nodes, Node::start_flanneld)
+        at_once(&self.nodes, Node::start_daemon)
     }
 
     fn until_ready(&self, progress: &Progress) -> Result<()> {

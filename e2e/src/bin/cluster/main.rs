@@ -1,7 +1,7 @@
 //! `sluice-cluster`: Kubernetes on this machine, in a private world. See `sluice_e2e::cluster`.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use sluice_e2e::cluster::node::flanneld::Backend;
+use clap::{Args, Parser, Subcommand};
+use sluice_e2e::cluster::node::daemon::Choice;
 use sluice_e2e::cluster::standing::Standing;
 use sluice_e2e::cluster::{Cluster, DIR, MAX_NODES, Options, node, test};
 use sluice_e2e::lab::outer;
@@ -43,9 +43,8 @@ enum What {
         /// Only this scenario; may be given more than once
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
-        /// With the real flanneld as every node's primary CNI
-        #[arg(long, value_name = "BACKEND")]
-        flanneld: Option<Backend>,
+        #[command(flatten)]
+        primary: Choice,
         /// Leave the cluster standing afterwards, until Ctrl-C
         #[arg(long)]
         keep: bool,
@@ -81,9 +80,8 @@ struct Up {
     /// Chain our plugin behind each node's primary CNI
     #[arg(long)]
     chain_sluice: bool,
-    /// With the real flanneld as every node's primary CNI
-    #[arg(long, value_name = "BACKEND")]
-    flanneld: Option<Backend>,
+    #[command(flatten)]
+    primary: Choice,
 }
 
 #[derive(Args)]
@@ -115,9 +113,9 @@ fn main() -> anyhow::Result<ExitCode> {
             enter.extend(or_shell(program));
             Standing::here()?.enter(&enter)?;
         }
-        What::Test { only, flanneld, keep } => {
+        What::Test { only, primary, keep } => {
             let outer = outer::enter()?;
-            let held = test::run(&outer, &only, flanneld, keep)?;
+            let held = test::run(&outer, &only, primary.daemon(), keep)?;
             outer.exit(i32::from(!held))
         }
         What::Serve(up) => up.serve()?,
@@ -135,9 +133,7 @@ impl Up {
         if self.chain_sluice {
             serve.arg("--chain-sluice");
         }
-        if let Some(backend) = self.flanneld.and_then(|backend| backend.to_possible_value()) {
-            serve.arg("--flanneld").arg(backend.get_name());
-        }
+        serve.args(self.primary.arguments());
         Standing::here()?.start(&mut serve)
     }
 
@@ -148,7 +144,7 @@ impl Up {
         let options = Options {
             nodes: self.nodes,
             chain_sluice: self.chain_sluice,
-            flanneld: self.flanneld,
+            daemon: self.primary.daemon(),
             ..Options::default()
         };
         let up = Cluster::up(&outer, &options.with_built_images()?);

@@ -1,6 +1,6 @@
-//! flanneld on a node: the real one, as a service of the node instead of a pod, so that it is there before the first
-//! pod. `ci/cluster cni-flannel` builds it.
+//! flanneld on a node. `ci/cluster cni-flannel` builds it.
 
+use super::Node;
 use super::enter::Place;
 use crate::cluster::address;
 use crate::cluster::pki::{Authority, Subject};
@@ -67,6 +67,15 @@ pub fn program(node: &str) -> Vec<String> {
         "--iface=eth0".into(),
         "--ip-masq".into(),
     ]
+}
+
+/// Fails unless it has written what the plugin reads.
+///
+/// # Errors
+/// When it has not.
+pub fn is_ready(node: &Node) -> Result<()> {
+    ensure!(node.path(SUBNET_FILE)?.is_file(), "there is no {SUBNET_FILE}");
+    Ok(())
 }
 
 /// What it may ask of the API server.

@@ -4,7 +4,9 @@
 //! What a node keeps over a reboot is its disk, a directory with `/var/lib`, `/var/log`, `/etc/cni` and `/opt`. The rest,
 //! `/run` with it, ends with the node's first process, as on a machine.
 
+pub mod cilium;
 pub mod containerd;
+pub mod daemon;
 pub mod enter;
 pub mod flanneld;
 pub mod init;
@@ -24,6 +26,7 @@ use crate::lab::netns::Netns;
 use crate::lab::process::Process;
 use crate::lab::{eventually, write_whole};
 use anyhow::{Context, Result, ensure};
+use daemon::Daemon;
 use enter::Place;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -40,6 +43,7 @@ pub struct Node {
     name: String,
     index: u8,
     primary: Primary,
+    daemon: Option<Daemon>,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
     place: Place,
@@ -59,7 +63,7 @@ struct Running {
     netns: Option<Netns>,
     kubelet: Option<Process>,
     kube_proxy: Option<Process>,
-    flanneld: Option<Process>,
+    daemon: Option<Process>,
     containerd: Option<Process>,
     init: Option<Process>,
 }
@@ -92,11 +96,12 @@ impl Node {
             let plugin = plugin?;
             std::fs::copy(plugin.path(), bin.join(plugin.file_name())).context("copy a CNI plugin")?;
         }
-        let primary = Primary::of_node(index, options.flanneld.is_some());
-        if let Some(backend) = options.flanneld {
-            flanneld::configure(&place, authority, site.programs, backend)?;
+        let primary = options.daemon.map_or_else(|| Primary::of_node(index), Daemon::primary);
+        if let Some(daemon) = options.daemon {
+            daemon.configure(&place, authority, site.programs)?;
         }
-        chain::install(primary, index, &place.disk("etc/cni/net.d"), &bin, options.chain_sluice)?;
+        let chain_sluice = options.chain_sluice && options.daemon.is_none();
+        chain::install(primary, index, &place.disk("etc/cni/net.d"), &bin, chain_sluice)?;
         containerd::configure(&place, site.programs)?;
         kubelet::configure(&place, authority, &name, [v4.into(), v6.into()], options)?;
         kube_proxy::configure(&place, authority, &name)?;
@@ -114,6 +119,7 @@ impl Node {
             reboots: Mutex::default(),
             index,
             primary,
+            daemon: options.daemon,
             name,
         })
     }
@@ -306,39 +312,14 @@ impl Node {
         Ok(())
     }
 
-    /// Starts flanneld where it is the node's primary CNI, and returns when it has set the node up. Kubernetes must know
-    /// the node's range of pods by then.
-    ///
-    /// # Errors
-    /// When it cannot be started, or ends, with its last words.
-    pub fn start_flanneld(&self) -> Result<()> {
-        if self.primary != Primary::Flanneld {
-            return Ok(());
-        }
-        let mut process = self.start("flanneld", &flanneld::program(&self.name))?;
-        let file = self.path(flanneld::SUBNET_FILE)?;
-        eventually("flanneld to set the node up", PATIENCE, || {
-            process.must_run()?;
-            ensure!(file.is_file(), "there is no {}", flanneld::SUBNET_FILE);
-            Ok(())
-        })
-        .map_err(|why| why.context(process.last_words()))?;
-        self.lock().flanneld = Some(process);
-        self.progress.say(&format!("{}: flanneld is up", self.name));
-        Ok(())
-    }
-
     /// Fails if something on it has ended by itself.
     ///
     /// # Errors
     /// What, and its last words.
     pub fn must_run(&self) -> Result<()> {
         let mut running = self.lock();
-        let Running { kubelet, kube_proxy, flanneld, containerd, init, .. } = &mut *running;
-        [init, containerd, kubelet, kube_proxy, flanneld]
-            .into_iter()
-            .flatten()
-            .try_for_each(Process::must_run)
+        let Running { kubelet, kube_proxy, daemon, containerd, init, .. } = &mut *running;
+        [init, containerd, kubelet, kube_proxy, daemon].into_iter().flatten().try_for_each(Process::must_run)
     }
 
     fn lock(&self) -> MutexGuard<'_, Running> {

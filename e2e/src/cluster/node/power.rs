@@ -1,7 +1,6 @@
 //! A node's power: cut, on, and a reboot.
 
 use super::{Node, PATIENCE, Running, network};
-use crate::cluster::chain::Primary;
 use crate::lab::eventually;
 use crate::lab::process::{Launch, binary};
 use anyhow::{Context, Result, ensure};
@@ -14,13 +13,13 @@ impl Node {
     /// # Errors
     /// When it is off already, or a cgroup stays.
     pub fn power_off(&self) -> Result<()> {
-        let Running { init, netns, kubelet, kube_proxy, flanneld, containerd } =
+        let Running { init, netns, kubelet, kube_proxy, daemon, containerd } =
             std::mem::take(&mut *self.lock());
         let init = init.with_context(|| format!("{} is off", self.name))?;
         init.kill_child(PATIENCE)?;
         // Those that wait for the node's services must outlive them: the kernel ends a pid namespace when all in it
         // have been waited for.
-        drop((kubelet, kube_proxy, flanneld, containerd));
+        drop((kubelet, kube_proxy, daemon, containerd));
         self.place.forget_init()?;
         self.cgroups.remove()?;
         netns.map_or(Ok(()), |netns| netns.remove())?;
@@ -37,8 +36,7 @@ impl Node {
         ensure!(self.lock().init.is_none(), "{} is on", self.name);
         // After a reboot they are made anew, in the same places.
         self.place.write_cgroups(&self.cluster_cgroups.below(&self.name)?)?;
-        let netns =
-            network::connect(&self.fabric, &self.name, self.index, self.primary != Primary::Flanneld)?;
+        let netns = network::connect(&self.fabric, &self.name, self.index, self.daemon.is_none())?;
         let mut launch = Launch::new(binary("sluice-cluster")?, &netns).arg("boot").arg(self.place.dir());
         launch = launch.arg(&self.name).arg(self.programs.dir());
         let mut init = launch.start(&format!("{}-init", self.name), &self.logs)?;
@@ -54,7 +52,7 @@ impl Node {
         Ok(())
     }
 
-    /// A power cut, and everything started again: containerd, kubelet, kube-proxy, flanneld.
+    /// A power cut, and everything started again: containerd, kubelet, kube-proxy, the primary CNI's daemon.
     ///
     /// # Errors
     /// When a part does not come up again.
@@ -73,7 +71,7 @@ impl Node {
         self.power_on()?;
         self.start_containerd()?;
         self.join()?;
-        self.start_flanneld()?;
+        self.start_daemon()?;
         // Whatever came of it, what follows needs the node.
         done
     }

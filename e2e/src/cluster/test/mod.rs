@@ -23,7 +23,7 @@ pub mod stage;
 pub mod wire;
 
 use super::DIR;
-use crate::cluster::node::flanneld::Backend;
+use crate::cluster::node::daemon::Daemon;
 use crate::lab::outer::Outer;
 use crate::lab::report::{Report, keep_files};
 use anyhow::{Result, bail};
@@ -33,12 +33,12 @@ use stage::Stage;
 use std::path::{Path, PathBuf};
 
 /// Runs the scenarios, all or those that are named, and with `keep` lets the cluster stand afterwards; says whether
-/// everything held. The report is `target/reports/cluster.json`, or `cluster-flanneld.json` with the real flanneld as
-/// primary CNI.
+/// everything held. The report is `target/reports/cluster.json`, or `cluster-flanneld.json` and the like with the
+/// daemon of a real primary CNI.
 ///
 /// # Errors
 /// When there is no such scenario, or the report cannot be written.
-pub fn run(outer: &Outer, only: &[String], flanneld: Option<Backend>, keep: bool) -> Result<bool> {
+pub fn run(outer: &Outer, only: &[String], daemon: Option<Daemon>, keep: bool) -> Result<bool> {
     let chosen: Vec<&Scenario> = ALL
         .iter()
         .filter(|scenario| only.is_empty() || only.iter().any(|name| name == scenario.name))
@@ -47,9 +47,10 @@ pub fn run(outer: &Outer, only: &[String], flanneld: Option<Backend>, keep: bool
         let names: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
         bail!("there is no scenario {unknown:?}; there are {}", names.join(", "));
     }
-    let mut report = Report::new(if flanneld.is_some() { "cluster-flanneld" } else { "cluster" });
+    let name = daemon.map_or_else(|| "cluster".to_owned(), |daemon| format!("cluster-{}", daemon.name()));
+    let mut report = Report::new(&name);
     report.step("Kubernetes: a control plane and two nodes");
-    match Stage::set(outer, flanneld) {
+    match Stage::set(outer, daemon) {
         Ok(mut stage) => {
             play(&mut stage, &mut report, &chosen);
             if !report.passed() {

@@ -9,7 +9,7 @@ use super::wire::Wire;
 use super::{manifests, processes, shapes};
 use crate::app::totals::Totals;
 use crate::cluster::istiod::Istiod;
-use crate::cluster::node::{Node, flanneld::Backend};
+use crate::cluster::node::{Node, daemon::Daemon};
 use crate::cluster::watch::seen::Pod;
 use crate::cluster::watch::{Change, Seen, Watch};
 use crate::cluster::{Cluster, Options};
@@ -42,12 +42,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts a cluster without Sluice, and what watches it; with `flanneld` as its primary CNI, if it is to be.
+    /// Starts a cluster without Sluice, and what watches it; with a real primary CNI's daemon, if it is to be.
     ///
     /// # Errors
     /// When a part does not come up.
-    pub fn set(outer: &Outer, flanneld: Option<Backend>) -> Result<Self> {
-        let options = Options { flanneld, ..Options::default() }.with_built_images()?;
+    pub fn set(outer: &Outer, daemon: Option<Daemon>) -> Result<Self> {
+        let options = Options { daemon, ..Options::default() }.with_built_images()?;
         ensure!(!options.images.is_empty(), "there are no images: `make images` builds them");
         let cluster = Arc::new(Cluster::up(outer, &options)?);
         let captures = cluster.dir().join("captures");
