@@ -12,6 +12,7 @@ use crate::cluster::pki::{Authority, Subject};
 use crate::cluster::programs::Programs;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// The list that it writes when it is ready.
 pub const LIST: &str = "05-cilium.conflist";
@@ -94,7 +95,7 @@ fn settings(datapath: Datapath) -> Vec<(&'static str, String)> {
         ("cni-exclusive", is(datapath == Datapath::Exclusive)),
         ("cni-chaining-mode", if bpf { "none" } else { "portmap" }.into()),
         ("k8s-namespace", "kube-system".into()),
-        // There is no ConfigMap of it.
+        // What it is set to is in its arguments; the ConfigMap is for others.
         ("enable-dynamic-config", is(false)),
         ("identity-allocation-mode", "crd".into()),
         ("ipam", "kubernetes".into()),
@@ -141,18 +142,25 @@ pub fn is_ready(node: &Node) -> Result<()> {
     node.run(&[&format!("/usr/local/bin/{PROGRAMS}/cilium-dbg"), "status", "--brief"]).map(drop)
 }
 
-/// Its CustomResourceDefinitions, which the operator would make, and what it may ask of the API server.
+/// Its CustomResourceDefinitions, which the operator would make, what it may ask of the API server, and its settings where
+/// its chart leaves them: others read them there (`sluicectl doctor`).
 ///
 /// # Errors
 /// When they cannot be read.
-pub fn objects(programs: &Programs) -> Result<Vec<String>> {
+pub fn objects(programs: &Programs, datapath: Datapath) -> Result<Vec<String>> {
     let dir = programs.path(PROGRAMS).join("crds");
-    let mut objects = vec![rights()];
+    let mut objects = vec![rights(), config_map(datapath)];
     for entry in std::fs::read_dir(&dir).with_context(|| format!("list {}", dir.display()))? {
         let path = entry?.path();
         objects.push(std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?);
     }
     Ok(objects)
+}
+
+fn config_map(datapath: Datapath) -> String {
+    let data: BTreeMap<_, _> = settings(datapath).into_iter().collect();
+    let metadata = json!({"name": "cilium-config", "namespace": "kube-system"});
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}).to_string()
 }
 
 fn rights() -> String {
@@ -179,4 +187,47 @@ fn rights() -> String {
                          "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": USER},
                          "subjects": [{"apiGroup": api, "kind": "User", "name": USER}]});
     json!({"apiVersion": "v1", "kind": "List", "items": [role, binding]}).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(datapath: Datapath) -> BTreeMap<&'static str, String> {
+        let settings = settings(datapath);
+        let count = settings.len();
+        let map = BTreeMap::from_iter(settings);
+        assert_eq!(map.len(), count, "a key is there twice");
+        map
+    }
+
+    #[test]
+    fn the_host_stack_is_left_out_only_where_masquerading_and_services_are_its_own() {
+        for datapath in [Datapath::Legacy, Datapath::Exclusive, Datapath::Bpf] {
+            let settings = of(datapath);
+            let keys = ["kube-proxy-replacement", "enable-bpf-masquerade", "enable-ipv4-masquerade"];
+            let own = keys.map(|key| settings[key] == "true");
+            let past_the_host = settings["enable-host-legacy-routing"] == "false";
+            assert_eq!(own, [past_the_host; 3]);
+            assert_eq!(past_the_host, datapath == Datapath::Bpf);
+        }
+    }
+
+    #[test]
+    fn only_one_takes_away_what_others_configure() {
+        let exclusive = |datapath| of(datapath)["cni-exclusive"] == "true";
+        assert_eq!(
+            [Datapath::Legacy, Datapath::Exclusive, Datapath::Bpf].map(exclusive),
+            [false, true, false]
+        );
+    }
+
+    #[test]
+    fn whatever_the_datapath_it_runs_in_its_own_view_of_the_node() {
+        let program = program("node1", Datapath::Legacy);
+        assert_eq!(program[..5], ["unshare", "--mount", "--propagation", "slave", "--"]);
+        let agent = program.iter().position(|word| word.ends_with("/cilium-agent")).unwrap();
+        let jail = program.iter().position(|word| word == JAIL).unwrap();
+        assert!(jail < agent);
+    }
 }

@@ -77,7 +77,7 @@ impl Daemon {
     pub fn objects(self, programs: &Programs) -> Result<Vec<String>> {
         match self {
             Self::Flanneld(_) => Ok(vec![flanneld::rights()]),
-            Self::Cilium(_) => cilium::objects(programs),
+            Self::Cilium(datapath) => cilium::objects(programs, datapath),
         }
     }
 

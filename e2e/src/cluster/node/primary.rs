@@ -1,7 +1,7 @@
 //! What the primary CNI has left on a node, and our plugin behind it.
 
 use super::Node;
-use crate::cluster::chain::{self, Form};
+use crate::cluster::chain::{self, Form, Primary};
 use anyhow::{Context, Result};
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -41,6 +41,12 @@ impl Node {
     #[must_use]
     pub fn primary_file(&self, form: Form) -> PathBuf {
         self.place.disk("etc/cni/net.d").join(self.primary.file_of(form))
+    }
+
+    /// Whether its primary CNI's list is written by the primary's own daemon.
+    #[must_use]
+    pub fn has_daemons_list(&self) -> bool {
+        self.primary == Primary::Cilium
     }
 
     /// Its primary CNI's network configuration list.
