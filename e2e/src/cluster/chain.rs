@@ -172,8 +172,14 @@ fn drop_in(list: &Path) -> Result<()> {
     });
     let entry = Entry { exempt_pods: exempt.into(), ..Entry::default() };
     let dir = list.with_file_name(network);
-    std::fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
-    crate::lab::write_whole(&dir.join(DROP_IN_FILE), &conflist::drop_in(&entry)?)
+    if dir.is_dir() {
+        return crate::lab::write_whole(&dir.join(DROP_IN_FILE), &conflist::drop_in(&entry)?);
+    }
+    // Runtimes watch the directory above, so what is in this one must be there when it appears.
+    let new = list.with_file_name(format!(".{network}"));
+    std::fs::create_dir_all(&new).with_context(|| format!("make {}", new.display()))?;
+    crate::lab::write_whole(&new.join(DROP_IN_FILE), &conflist::drop_in(&entry)?)?;
+    std::fs::rename(&new, &dir).with_context(|| format!("make {}", dir.display()))
 }
 
 fn remove_drop_in(conf: &Path) -> Result<()> {
