@@ -38,7 +38,7 @@ proptest! {
             let by_nft = walk(&nft, packet, None);
             let by_iptables = walk(&iptables, packet, None);
             prop_assert_eq!(by_nft.verdict, verdict(&plan, packet), "nftables, {:?}", packet);
-            let without = without_cookies(plan.clone());
+            let without = without_cookies(&plan);
             if without == plan {
                 prop_assert_eq!(&by_iptables, &by_nft, "iptables, {:?}", packet);
             } else {
@@ -65,7 +65,7 @@ proptest! {
     #[test]
     fn a_replaced_plan_is_the_plan((plan, packets) in world(), before in plan()) {
         let before = RedirectPlan { ipv6: plan.ipv6, ..before };
-        let plan = without_cookies(plan);
+        let plan = without_cookies(&plan);
         let mut iptables = iptables_of(&before);
         iptables.apply(&lower(Backend::Iptables, Step::Replace(&plan)));
         for packet in &packets {

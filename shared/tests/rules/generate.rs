@@ -99,7 +99,7 @@ fn trial() -> impl Strategy<Value = ProbeDoor> {
 }
 
 /// Without the doors that iptables cannot make: those that compare a cookie.
-pub fn without_cookies(plan: RedirectPlan) -> RedirectPlan {
+pub fn without_cookies(plan: &RedirectPlan) -> RedirectPlan {
     let compares = |door: &ProbeDoor| match door {
         ProbeDoor::Cookie { .. } => true,
         ProbeDoor::Trial(trial) => trial.cookie.is_some(),
