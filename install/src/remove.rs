@@ -5,7 +5,7 @@ use crate::disk::{Disk, Kind};
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths};
 use crate::output::log;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use sluice_shared::conflist::{ConflistError, File, PLUGIN_TYPE, contains, leave};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -15,22 +15,28 @@ const LOOKS: usize = 50;
 /// The longest cached attachment that is read, in bytes.
 const MAX_CACHED: usize = 1024 * 1024;
 
-/// Removes entry, notes and, as `leftover` says, the plugin. Nothing of it being there is success too.
+/// Takes off everything but the plugin's file: entry and notes. Says whether there was an entry, so that an attachment
+/// may have begun by it. Nothing of it being there is success too.
 ///
 /// The lease is given up first, so that a failure further on holds no pod back.
-pub fn remove(
-    disk: &impl Disk,
-    paths: &Paths,
-    clock: &Clock,
-    leftover: Leftover,
-    cni_cache: &Path,
-) -> anyhow::Result<()> {
+pub fn remove(disk: &impl Disk, paths: &Paths, clock: &Clock) -> anyhow::Result<bool> {
     let notes = Notes { disk, paths };
     let released =
         notes.release(clock).with_context(|| format!("cannot give up {}", paths.lease().display()));
-    take_out(disk, &paths.conf_dir)?;
+    let was_chained = take_out(disk, &paths.conf_dir)?;
     released?;
     notes.remove_all().with_context(|| format!("cannot empty {}", paths.host_state_dir.display()))?;
+    Ok(was_chained)
+}
+
+/// Removes the plugin's file, as `leftover` says. An attachment that has begun with our entry in the chain must have
+/// ended before, or it fails for want of the plugin.
+pub fn remove_plugin(
+    disk: &impl Disk,
+    paths: &Paths,
+    leftover: Leftover,
+    cni_cache: &Path,
+) -> anyhow::Result<()> {
     let binary = paths.bin_dir.join(PLUGIN_TYPE);
     sweep_if_there(disk, &paths.bin_dir)?;
     let goes = match leftover {
@@ -52,15 +58,15 @@ pub fn remove(
     Ok(())
 }
 
-/// Takes our entry out of the directory, wherever it is in it.
-fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<()> {
+/// Takes our entry out of the directory, wherever it is in it. `false` when it was nowhere.
+fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<bool> {
     let cannot = || format!("cannot take our entry out of {}", dir.display());
-    for _ in 0..LOOKS {
+    for look_no in 0..LOOKS {
         // What an earlier write has left may be somebody's newest version.
         sweep_if_there(disk, dir).with_context(cannot)?;
         let directory = match look(disk, dir) {
             Ok(directory) => directory,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
             Err(e) => return Err(e).with_context(cannot),
         };
         let steps = leave(&directory);
@@ -68,14 +74,13 @@ fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<()> {
             if let Some((name, why)) = directory.files.iter().find_map(unclear) {
                 bail!("{}: {name} cannot be understood: {why}", cannot());
             }
-            return sweep_if_there(disk, dir).with_context(cannot);
+            return sweep_if_there(disk, dir).map(|()| look_no > 0).with_context(cannot);
         }
         for step in &steps {
             apply(disk, dir, step).with_context(cannot)?;
         }
     }
-    ensure!(false, "{}: somebody puts it back again and again", cannot());
-    Ok(())
+    bail!("{}: somebody puts it back again and again", cannot())
 }
 
 /// A file that may have our entry, and cannot be read: half written, perhaps.

@@ -8,7 +8,7 @@ use crate::keeper::Keeper;
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths, Wanted};
 use crate::output::log;
-use crate::remove::remove;
+use crate::remove::{remove, remove_plugin};
 use crate::watch::Watch;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
@@ -70,6 +70,10 @@ struct Leaving {
     /// Where the runtime caches attachments
     #[arg(long, env = "SLUICE_CNI_CACHE", value_name = "DIR", default_value = "/var/lib/cni/results")]
     cni_cache: PathBuf,
+    /// How long the plugin's file stays after its entry has gone, in seconds: attachments that have begun may take so long to
+    /// get to it
+    #[arg(long, env = "SLUICE_LINGER", value_name = "SECONDS", default_value_t = 5)]
+    linger: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -153,10 +157,9 @@ impl Run {
 
     /// What cannot be removed now may be a moment later: a writer, a disk that is being emptied.
     fn leave(&self, clock: &Clock, state: &Installation) -> anyhow::Result<()> {
-        let Leaving { leftover, cni_cache } = &self.leaving;
         let deadline = Instant::now() + Duration::from_secs(10);
         let removed = loop {
-            match remove(&Linux, &self.paths, clock, *leftover, cni_cache) {
+            match self.leaving.leave(&self.paths, clock) {
                 Err(e) if Instant::now() < deadline => {
                     log!("{e:#}; trying again");
                     std::thread::sleep(AGAIN * 5);
@@ -176,6 +179,20 @@ impl Run {
         removed?;
         let notes = Notes { disk: &Linux, paths: &self.paths };
         notes.write_installation(&state).context("removed, and this cannot be written down")
+    }
+}
+
+impl Leaving {
+    /// Takes everything off the node, the plugin's file last.
+    fn leave(&self, paths: &Paths, clock: &Clock) -> anyhow::Result<()> {
+        if remove(&Linux, paths, clock)? {
+            log!(
+                "our entry is out of the chain; the plugin stays {} s for what has begun with it",
+                self.linger
+            );
+            std::thread::sleep(Duration::from_secs(self.linger));
+        }
+        remove_plugin(&Linux, paths, self.leftover, &self.cni_cache)
     }
 }
 
@@ -212,8 +229,7 @@ impl Remove {
         let deadline = Instant::now() + Duration::from_secs(self.wait);
         loop {
             if let Some(_lock) = lock(&self.paths)? {
-                let Leaving { leftover, cni_cache } = &self.leaving;
-                return remove(&Linux, &self.paths, &clock, *leftover, cni_cache);
+                return self.leaving.leave(&self.paths, &clock);
             }
             let asked = notes.intent().is_some_and(|intent| intent.wanted == Become::Leave);
             // Whoever holds the lock is of this boot, whatever it calls it (`Lease::age`).

@@ -14,9 +14,9 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub const CHECKS: [Check; 7] = [
+pub const CHECKS: [Check; 8] = [
     ("SIGTERM: everything stays without an intent, or when the intent is to stay", stays),
     ("SIGTERM: everything goes when the intent is to leave", leaves),
     (
@@ -36,6 +36,7 @@ pub const CHECKS: [Check; 7] = [
         "what an uninstall leaves behind: DEL succeeds, the plugin stays while a cached attachment names it",
         leftover,
     ),
+    ("the plugin's file stays a while longer than its entry: an ADD may be on its way to it", lingering),
 ];
 
 const FILE: &str = "10-aws.conflist";
@@ -309,6 +310,26 @@ fn leftover(parent: &Path, name: &str) -> Result<String> {
     ensure!(!plugin.exists(), "nobody needs it, and it is there");
     del(&node, &binary("sluice-cni")?)?;
     Ok("stayed while it was named, went when it was not".to_owned())
+}
+
+fn lingering(parent: &Path, name: &str) -> Result<String> {
+    let mut node =
+        Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.options(&["--term-wait=20", "--linger=6"]);
+    // No cached attachment names it: it could go at once.
+    fs::create_dir(node.dir.join("cache"))?;
+    let before = node.snapshot()?;
+    node.start_chained(Libcni::Old)?;
+    intent(&node, Wanted::Leave)?;
+    node.until("as it was", PATIENCE, |node| node.is_as(&before))?;
+    let (out, plugin) = (Instant::now(), node.dir.join("bin/sluice-cni"));
+    ensure!(plugin.exists(), "the plugin went together with its entry");
+    node.until("without the plugin", PATIENCE, |_| {
+        ensure!(!plugin.exists(), "it is there");
+        Ok(())
+    })?;
+    let stayed = out.elapsed();
+    ensure!(stayed > Duration::from_secs(1), "it stayed {stayed:?} only");
+    Ok("six seconds".to_owned())
 }
 
 /// A pod of before is deleted, with nothing of ours left to ask.

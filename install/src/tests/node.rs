@@ -6,7 +6,7 @@ use crate::disk::simulated::Simulated;
 use crate::keeper::Keeper;
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths, Wanted};
-use crate::remove::remove;
+use crate::remove::{remove, remove_plugin};
 use clap::Parser;
 use serde_json::Value;
 use std::path::Path;
@@ -109,7 +109,8 @@ impl Node {
     }
 
     pub fn uninstall(&self) -> anyhow::Result<()> {
-        remove(&self.disk, &self.paths, &Self::clock(), Leftover::Remove, Path::new("/cache"))
+        remove(&self.disk, &self.paths, &Self::clock())?;
+        remove_plugin(&self.disk, &self.paths, Leftover::Remove, Path::new("/cache"))
     }
 
     /// What a write that was broken off has left, anywhere.

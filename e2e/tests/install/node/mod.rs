@@ -110,6 +110,8 @@ impl Node {
         ] {
             command.env(variable, self.dir.join(sub));
         }
+        // Nobody attaches pods here, but where a test says so by an option.
+        command.env("SLUICE_LINGER", "0");
         command.env("SLUICE_PLUGIN", binary("sluice-cni")?).stdin(Stdio::null());
         Ok(command)
     }
