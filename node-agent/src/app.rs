@@ -243,7 +243,10 @@ async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
         cx.registry.look(None);
         cx.host.look(kubelet.find(&cx.kernel).await.ok()).await;
         for uid in cx.host.turn().await {
-            cx.registry.send_existing(&uid, Message::Resettle(Vec::new()));
+            // A strategy may still know a pod that nobody follows any more.
+            if !cx.registry.send_existing(&uid, Message::Resettle(Vec::new())) {
+                cx.host.dismiss(&uid).await;
+            }
         }
     }
 }

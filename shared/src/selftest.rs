@@ -133,7 +133,11 @@ pub fn decide(now: Option<Way>, findings: &[(Way, Finding)]) -> Decision {
             let way = findings[found].0;
             (Some(way).filter(|way| now != Some(*way)), Verdict::Works)
         }
-        None if findings.iter().any(|(_, finding)| matches!(finding, Finding::Blocked { .. })) => {
+        // Of another way that fell, with the one in use not judged, nothing follows for the probes there are.
+        None if findings.iter().any(|(way, finding)| {
+            now == Some(*way) && matches!(finding, Finding::Blocked { .. } | Finding::Unavailable(_))
+        }) =>
+        {
             (None, Verdict::Blocked)
         }
         None => (None, Verdict::Untested),

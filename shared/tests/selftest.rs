@@ -93,6 +93,16 @@ fn the_first_way_that_works_is_taken() {
             Verdict::Blocked,
             true,
         ),
+        // Another way fell in a pod that ended before it could be asked about the one in use.
+        (
+            Some(Snat),
+            vec![(Cookie, blocks()), (Snat, unjudged()), (Source, unjudged())],
+            None,
+            Verdict::Untested,
+            true,
+        ),
+        // What the kubelet's connections need is gone, and nothing else passes.
+        (Some(Cookie), vec![(Cookie, unavailable()), (Snat, blocks())], None, Verdict::Blocked, true),
         (Some(Snat), vec![], None, Verdict::Untested, false),
     ];
     for (now, findings, take, verdict, second_best) in table {

@@ -5,7 +5,7 @@ use super::choices::{Kubelet, sample};
 use crate::config::{Config, ProbesChoice};
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
-use crate::kernel::{Kernel, Pool};
+use crate::kernel::{Kernel, KernelError, Pool};
 use crate::metrics::Metrics;
 use crate::reconcile::{HostTable, Strategy};
 use anyhow::Context as _;
@@ -101,13 +101,14 @@ impl Strategies {
     }
 
     async fn cookie(&self, pods: Pods, because: &str) -> anyhow::Result<Strategy> {
-        let Self { config, kernel, backend, pool, metrics, journal } = self;
+        let Self { config, backend, pool, metrics, journal, .. } = self;
         anyhow::ensure!(*backend == Backend::Nftables, "{backend} cannot compare a TCP option");
         let cookies = BTreeSet::from([pool.run(Kernel::new_cookie).await?]);
         let addresses = BTreeSet::from([config.probe_source_v4.into(), config.probe_source_v6.into()]);
         let probe = ProbeDoor::Cookie { cookies, addresses, ports: BTreeSet::from([80]) };
         let plan = RedirectPlan { probe, ..sample(config) };
-        kernel.takes(*backend, &plan).context("the rule is refused")?;
+        let backend = *backend;
+        self.tried(move |kernel| kernel.takes(backend, &plan)).await.context("the rule is refused")?;
         let kubelet = Kubelet::new(config).find(pool).await?;
         let journal = Some(journal.clone());
         let started =
@@ -116,14 +117,25 @@ impl Strategies {
     }
 
     async fn snat(&self, pods: Pods, because: &str) -> anyhow::Result<Strategy> {
-        let Self { config, kernel, backend, pool, metrics, journal } = self;
-        kernel.cgroups_are_told_apart(*backend).context("rules by cgroup do not work on this node")?;
+        let Self { config, backend, pool, metrics, journal, .. } = self;
+        let backend = *backend;
+        let told_apart = self.tried(move |kernel| kernel.cgroups_are_told_apart(backend)).await;
+        told_apart.context("rules by cgroup do not work on this node")?;
         let kubelet = Kubelet::new(config).find(pool).await?;
         let (source_v4, source_v6) = (config.probe_source_v4, config.probe_source_v6);
         let plan = HostPlan { kubelet, source_v4, source_v6, pods, trials: BTreeSet::new() };
         let journal = Some(journal.clone());
         let started =
-            Strategy::snat(Arc::clone(pool), *backend, metrics.clone(), plan, journal, because).await;
+            Strategy::snat(Arc::clone(pool), backend, metrics.clone(), plan, journal, because).await;
         started.context("the host refuses the rules")
+    }
+
+    /// What is tried in a namespace made for it takes a while, and may start a program: not on a thread that answers others.
+    async fn tried<T: Send + 'static>(
+        &self,
+        what: impl FnOnce(&LinuxKernel) -> Result<T, KernelError> + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let kernel = Arc::clone(&self.kernel);
+        Ok(tokio::task::spawn_blocking(move || what(&kernel)).await??)
     }
 }

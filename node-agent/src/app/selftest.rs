@@ -12,7 +12,7 @@ use schedule::{Schedule, Seen, Topology};
 use sluice_shared::admin::{Choice, State};
 use sluice_shared::ids::{PodRef, PodUid};
 use sluice_shared::netfilter::family_of;
-use sluice_shared::selftest::{self, Decision, Finding, Verdict};
+use sluice_shared::selftest::{self, Decision, Finding, Verdict, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -90,7 +90,9 @@ impl SelfTest {
             status.state == State::Enabled && !status.overrides.bypass_inbound && !status.ips.is_empty()
         });
         let witness = captured.filter_map(|showing| {
-            let (status, netns) = (showing.status, showing.handed?.netns?);
+            let (mut status, netns) = (showing.status, showing.handed?.netns?);
+            // Of a family that is not redirected, probes need no door.
+            status.ips.retain(|ip| ip.is_ipv4() || self.cx.settings.redirect.ipv6);
             let name = format!("{}/{}", status.namespace, status.name);
             Some((Witness { uid: status.uid, name, netns, ips: status.ips }, status.namespace))
         });
@@ -99,10 +101,13 @@ impl SelfTest {
 
     /// Lists the host's addresses, and those from which it goes to pods.
     async fn list(&mut self, pods: &[(Witness, String)]) {
+        let known = self.topology.sources.clone();
         let ips: Vec<IpAddr> =
             pods.iter().take(LOOKED_UP).flat_map(|(witness, _)| witness.ips.iter().copied()).collect();
         let listed = self.cx.kernel.run(move |kernel| {
-            let sources = ips.iter().filter_map(|ip| kernel.host_source_for(*ip).ok()).collect();
+            let sources: BTreeSet<_> = ips.iter().filter_map(|ip| kernel.host_source_for(*ip).ok()).collect();
+            // With no pod to go to, nothing has changed.
+            let sources = if sources.is_empty() { known } else { sources };
             Ok(Topology { addresses: kernel.host_addresses()?, sources })
         });
         if let Ok(topology) = listed.await {
@@ -130,7 +135,7 @@ impl SelfTest {
             if let Some(strategy) = outcome.take.take() {
                 strategy.retire().await;
             }
-            outcome = self.find(pods).await;
+            outcome = self.find(&self.pods()).await;
         }
         let Outcome { decision, take, asked } = outcome;
         if let Some(strategy) = take {
@@ -167,6 +172,10 @@ impl SelfTest {
         let (mut findings, mut started) = (Vec::new(), BTreeMap::new());
         for way in self.strategies.candidates(now) {
             let found = match self.cx.host.at_work(way) {
+                // Whether the kubelet's own connections carry it is not to be seen from the agent's.
+                Some(strategy) if way == Way::Cookie && strategy.is_refused() => {
+                    Finding::Unavailable(strategy.choice().because)
+                }
                 Some(strategy) => selftest::finding(&strategy.tried(&self.cx, &witnesses).await),
                 None => match self.strategies.start(way, BTreeMap::new(), "chosen by the self-test").await {
                     Ok(strategy) => {

@@ -321,6 +321,12 @@ impl KernelError {
         matches!(self, Self::Call { source, .. } if source.raw_os_error() == Some(libc::ERESTART))
     }
 
+    /// Whether the kernel said this.
+    #[must_use]
+    pub fn is_of(&self, kind: std::io::ErrorKind) -> bool {
+        matches!(self, Self::Call { source, .. } if source.kind() == kind)
+    }
+
     /// Whether the kernel or a security module refuses this, so that trying again is useless.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

@@ -30,6 +30,8 @@ use tokio::time::Instant;
 
 /// How long a pod's former door stays beside its new one: a SYN that was lost is sent again as it was.
 const LINGERS: Duration = Duration::from_secs(10);
+/// How long a pod that cannot change over keeps the former strategy on the host, and self-tests waiting.
+const GIVES_UP: Duration = Duration::from_secs(300);
 
 /// The node's probe strategy, at work.
 pub struct HostTable {
@@ -53,12 +55,19 @@ struct State {
 }
 
 /// A pod that has, or may have, the former strategy's door.
-#[derive(Default)]
 struct Leaving {
+    /// When the change began for it.
+    began: Instant,
     /// Which, once it was asked for.
     door: Option<ProbeDoor>,
     /// Since when its probes go the new way.
     since: Option<Instant>,
+}
+
+impl Leaving {
+    fn new() -> Self {
+        Self { began: Instant::now(), door: None, since: None }
+    }
 }
 
 impl HostTable {
@@ -204,7 +213,7 @@ impl HostTable {
             let follows = has_none || now.is_in(door);
             if !follows {
                 // Its plan was made before the change, and came into force after.
-                let known = Leaving { door: Some(door.clone()), since: None };
+                let known = Leaving { door: Some(door.clone()), ..Leaving::new() };
                 state.leaving.entry(uid.clone()).or_insert(known);
             }
             let waits = state.leaving.get(uid).is_some_and(|leaving| leaving.since.is_none());
@@ -244,21 +253,24 @@ impl HostTable {
     /// The pods whose door is another one from now on, though nothing has happened to them. What a strategy had outside of
     /// pods goes when the last of them has left it.
     pub async fn turn(&self) -> Vec<PodUid> {
-        let (now, mut changed, over) = {
+        let (now, former, mut changed, is_over) = {
             let mut state = self.lock();
             let mut changed = Vec::new();
             state.leaving.retain(|uid, leaving| {
-                let over = leaving.since.is_some_and(|since| since.elapsed() >= LINGERS);
+                let over = leaving
+                    .since
+                    .map_or(leaving.began.elapsed() >= GIVES_UP, |since| since.elapsed() >= LINGERS);
                 // Who has not changed over yet is asked again.
                 changed.extend((over || leaving.since.is_none()).then(|| uid.clone()));
                 !over
             });
-            let over = if state.leaving.is_empty() { state.former.take() } else { None };
-            (Arc::clone(&state.now), changed, over)
+            (Arc::clone(&state.now), state.former.clone(), changed, state.leaving.is_empty())
         };
-        if let Some(over) = over {
-            over.retire().await;
-            tracing::info!(strategy = over.choice().chosen, "no pod's probes go the former way any more");
+        if let Some(former) = former.filter(|_| is_over) {
+            former.retire().await;
+            tracing::info!(strategy = former.choice().chosen, "no pod's probes go the former way any more");
+            // Not before: a self-test might start the same strategy, and lose it to this end of the former one.
+            self.lock().former = None;
         }
         changed.extend(now.turn().await);
         changed
@@ -270,8 +282,7 @@ impl HostTable {
         let before = Arc::clone(&self.lock().now);
         let members = before.members().await;
         let mut state = self.lock();
-        state.leaving =
-            state.doors.keys().chain(&members).map(|uid| (uid.clone(), Leaving::default())).collect();
+        state.leaving = state.doors.keys().chain(&members).map(|uid| (uid.clone(), Leaving::new())).collect();
         state.former = Some(std::mem::replace(&mut state.now, strategy));
         state.leaving.keys().cloned().collect()
     }

@@ -42,7 +42,7 @@ impl PodTask {
             return self.retry_later();
         }
         self.retry_at_once();
-        self.begin_drain();
+        self.begin_drain().await;
         self.drain(reason).await;
     }
 
@@ -70,7 +70,9 @@ impl PodTask {
         }
     }
 
-    fn begin_drain(&mut self) {
+    /// Nothing new is captured from now on, so probes need no door.
+    async fn begin_drain(&mut self) {
+        self.cx.host.dismiss(&self.entry.uid).await;
         if let Grip::Redirected(held) = std::mem::replace(&mut self.grip, Grip::None) {
             let deadline = Instant::now() + self.cx.settings.drain_timeout;
             self.grip = Grip::Draining { held, deadline };
@@ -101,7 +103,7 @@ impl PodTask {
             self.show(State::Draining, format!("{reason}; capture could not be ended yet: {error}"));
             return self.retry_later();
         }
-        self.begin_drain();
+        self.begin_drain().await;
         self.drain(reason).await;
     }
 

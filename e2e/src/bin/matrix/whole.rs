@@ -46,7 +46,11 @@ pub fn run(run: &Run) -> Result<ExitCode> {
     }
     write_whole(&path, &serde_json::to_string_pretty(&matrix)?)?;
     println!("{}", path.display());
-    keep(&matrix, &every, &run.places)?;
+    let mut results = Results::of(&matrix, setting()?);
+    if !whole && let Ok(kept) = kept(&run.places) {
+        results = results.over(kept);
+    }
+    keep(&results, &every, &run.places)?;
     println!(
         "{} cells, {} ways, {:.0} s: {}",
         cells.len(),
@@ -59,24 +63,27 @@ pub fn run(run: &Run) -> Result<ExitCode> {
 
 /// Writes page and picture anew from the results that are kept.
 pub fn page(places: &Places) -> Result<()> {
+    write(&kept(places)?, &places.cells()?, places)
+}
+
+/// The results that are kept.
+fn kept(places: &Places) -> Result<Results> {
     let path = places.docs.join("support-matrix.json");
     let said = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let results = serde_json::from_slice(&said).with_context(|| format!("{}", path.display()))?;
-    write(&results, &places.cells()?, places)
+    serde_json::from_slice(&said).with_context(|| format!("{}", path.display()))
 }
 
 /// Keeps what came of it, when all of it was run.
-fn keep(matrix: &Matrix, cells: &[Cell], places: &Places) -> Result<()> {
-    let results = Results::of(matrix, setting()?);
-    if let Err(why) = Table::of(cells, &places.limits()?, &results) {
+fn keep(results: &Results, cells: &[Cell], places: &Places) -> Result<()> {
+    if let Err(why) = Table::of(cells, &places.limits()?, results) {
         println!("{} stays as it is: {why}", places.docs.join("support-matrix.md").display());
         return Ok(());
     }
     write_whole(
         &places.docs.join("support-matrix.json"),
-        &format!("{}\n", serde_json::to_string_pretty(&results)?),
+        &format!("{}\n", serde_json::to_string_pretty(results)?),
     )?;
-    write(&results, cells, places)
+    write(results, cells, places)
 }
 
 fn write(results: &Results, cells: &[Cell], places: &Places) -> Result<()> {

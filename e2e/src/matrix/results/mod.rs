@@ -38,7 +38,7 @@ pub enum ResultsError {
 pub struct Results {
     /// On what it was run.
     pub setting: String,
-    /// How long all ways took together, one after the other.
+    /// How long all ways took together, one after the other, when all of them were last run.
     pub seconds: u32,
     /// By name.
     pub cells: BTreeMap<String, CellResult>,
@@ -115,6 +115,23 @@ impl Results {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "hours at most")]
         let seconds = matrix.seconds.round() as u32;
         Self { setting, seconds, cells }
+    }
+
+    /// Takes over what was kept of earlier runs, of cells and ways that these have not: a run of some of them changes nothing
+    /// about the others, on whichever machine they were run.
+    #[must_use]
+    pub fn over(mut self, kept: Self) -> Self {
+        for (name, cell) in kept.cells {
+            let newer = self.cells.entry(name).or_insert(CellResult { not_run: None, ways: BTreeMap::new() });
+            if newer.ways.is_empty() && newer.not_run.is_none() {
+                newer.not_run = cell.not_run;
+            }
+            for (way, result) in cell.ways {
+                newer.ways.entry(way).or_insert(result);
+            }
+        }
+        self.seconds = self.seconds.max(kept.seconds);
+        self
     }
 }
 

@@ -114,6 +114,22 @@ fn a_way_that_was_run_again_takes_the_older_ones_place() {
     assert_eq!(matrix.cells[0].runs.len(), all);
 }
 
+#[test]
+fn a_run_of_some_ways_leaves_what_was_kept_of_the_others() {
+    let (cell, _) = kindnet();
+    let kept = Results::of(&reported(&cell, &[("backend=iptables", "inbound", false)]), "then".into());
+    let mut some = reported(&cell, &[]);
+    some.cells[0].runs.retain(|run| run.name == "backend=iptables");
+    let now = Results::of(&some, "now".into()).over(kept.clone());
+    assert_eq!(now.setting, "now");
+    let (before, after) = (&kept.cells["kindnet"].ways, &now.cells["kindnet"].ways);
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    assert_eq!(before["backend=iptables"].failed, ["inbound"]);
+    assert!(after["backend=iptables"].failed.is_empty(), "the newer one counts");
+    let none = Results::of(&Matrix::default(), "now".into()).over(kept);
+    assert_eq!(none.cells["kindnet"].ways["backend=iptables"].failed, ["inbound"]);
+}
+
 /// `SLUICE_BLESS=1` writes them.
 #[test]
 fn page_and_picture_are_what_results_and_descriptions_make() {

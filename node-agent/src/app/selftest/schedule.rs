@@ -94,7 +94,7 @@ impl Schedule {
             return None;
         }
         let (now, before) = (&seen.topology, &last.seen.topology);
-        if topology_is_steady && now.sources != before.sources {
+        if topology_is_steady && !now.sources.is_subset(&before.sources) && elapsed >= last.patience() {
             Some("the host goes to pods from other addresses")
         } else if topology_is_steady && now.addresses != before.addresses && elapsed >= last.patience() {
             Some("the host has other addresses")

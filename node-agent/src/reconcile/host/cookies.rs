@@ -92,6 +92,12 @@ impl Cookies {
         Ok(cookies)
     }
 
+    /// Whether the kernel refuses the program on the kubelet's cgroup, or its map, now.
+    pub(super) fn is_refused(&self) -> bool {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.contains_key(&Part::Program) || problems.contains_key(&Part::Map)
+    }
+
     /// `cookie`, and why, and what is wrong now.
     pub(super) fn choice(&self) -> Choice {
         let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);

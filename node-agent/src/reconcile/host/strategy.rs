@@ -134,7 +134,7 @@ impl Strategy {
             Kind::None | Kind::Source => true,
             Kind::Snat(snat) => {
                 snat.admit(uid, ips).await;
-                true
+                !snat.is_refused()
             }
             Kind::Cookie(cookies) => cookies.admit(uid, ips, door).await,
         }
@@ -190,11 +190,12 @@ impl Strategy {
         }
     }
 
-    /// Whether the host refuses now what this needs.
-    pub(super) fn is_refused(&self) -> bool {
+    /// Whether host or kernel refuse now what this needs outside of pods.
+    pub(crate) fn is_refused(&self) -> bool {
         match &self.kind {
             Kind::Snat(snat) => snat.is_refused(),
-            _ => false,
+            Kind::Cookie(cookies) => cookies.is_refused(),
+            Kind::None | Kind::Source => false,
         }
     }
 

@@ -11,7 +11,7 @@ use sluice_shared::cookie::Cookie;
 use sluice_shared::ids::PodUid;
 use sluice_shared::plan::{Flow, ProbeDoor, TrialDoor};
 use sluice_shared::selftest::{Attempt, Way};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,12 +19,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 /// How long a connection may take, there and back: a SYN that is lost is sent again after one second, and after three.
 const PATIENCE: Duration = Duration::from_millis(3500);
 /// How long a pod may take to put a door in its rules.
 const SETTLES: Duration = Duration::from_secs(5);
-/// How many connections a listener takes; ours are two, and ztunnel may bring both.
+/// How many connections a listener has at a time; ours are two, and ztunnel may bring both. Of more the oldest goes.
 const CALLERS: usize = 16;
 
 /// What is said on a connection: nobody else knows it.
@@ -59,6 +60,8 @@ enum Contact {
     Direct(SocketAddr),
     /// Something in the pod brought it: ztunnel.
     Proxied,
+    /// It came, and who brought it could not be looked up.
+    Unjudged,
     /// It did not come.
     Lost(String),
 }
@@ -87,10 +90,16 @@ impl Strategy {
         let mut asked = Vec::new();
         for witness in witnesses.iter().cloned() {
             let lines = lines.remove(&witness.uid).unwrap_or_else(|| Ok(Vec::new()));
-            let (kernel, is_open) = (Arc::clone(&cx.kernel), cx.host.has_trials(&witness.uid));
+            let (cx, is_open) = (Arc::clone(cx), cx.host.has_trials(&witness.uid));
             asked.push(tokio::spawn(async move {
                 match lines {
-                    Ok(lines) if is_open => in_pod(&kernel, &witness, lines).await,
+                    Ok(lines) if is_open => match in_pod(&cx.kernel, &witness, lines).await {
+                        // Its doors go before its rules and its link do.
+                        Attempt::Blocked(why) if !cx.host.has_trials(&witness.uid) => {
+                            Attempt::Unsound(format!("{why}; the pod was leaving"))
+                        }
+                        shown => shown,
+                    },
                     Ok(_) => {
                         Attempt::Unsound(format!("{}: its rules could not be changed in time", witness.name))
                     }
@@ -115,8 +124,7 @@ impl Strategy {
         let (netns, ips, way) = (Arc::clone(&witness.netns), witness.ips.clone(), self.way());
         let snat = self.snat_sources();
         let made = kernel.run(move |kernel| {
-            let line = |ip: &IpAddr| {
-                let ends = kernel.trial(&netns, *ip)?;
+            let line = |ends: Trial, ip: &IpAddr| {
                 let cookie = (way == Some(Way::Cookie)).then(|| kernel.new_cookie()).transpose()?;
                 let seen_from = match (snat, ip) {
                     (Some((v4, _)), IpAddr::V4(_)) => v4.into(),
@@ -125,7 +133,20 @@ impl Strategy {
                 };
                 Ok(Line { ends, cookie, seen_from })
             };
-            ips.iter().map(line).collect::<Result<Vec<_>, KernelError>>()
+            let mut made = Vec::new();
+            let mut missing = None;
+            for ip in &ips {
+                match kernel.trial(&netns, *ip) {
+                    Ok(ends) => made.push(line(ends, ip)?),
+                    // IPv6 was switched off in the pod, say: nobody can probe it there.
+                    Err(error) if error.is_of(io::ErrorKind::AddrNotAvailable) => missing = Some(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            match missing {
+                Some(error) if made.is_empty() => Err(error),
+                _ => Ok::<Vec<Line>, KernelError>(made),
+            }
         });
         made.await.map_err(|error| error.to_string())
     }
@@ -216,6 +237,7 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
     let met = met.lock().unwrap_or_else(PoisonError::into_inner);
     let contact = |word: Word, said: Result<(), String>| match (met.get(&word), said) {
         (Some(contact), Ok(())) => contact.clone(),
+        (Some(Contact::Unjudged), Err(_)) => Contact::Unjudged,
         (Some(_), Err(why)) => Contact::Lost(format!("it came, but no answer went back: {why}")),
         (None, Ok(())) => Contact::Lost("somebody else answered".into()),
         (None, Err(why)) => Contact::Lost(why),
@@ -228,6 +250,9 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
     match contact(words[0], probed) {
         Contact::Direct(from) if from.ip() == seen_from => Attempt::Passed,
         Contact::Direct(from) => Attempt::Blocked(format!("at {} it comes from {}", to.ip(), from.ip())),
+        Contact::Unjudged => {
+            Attempt::Unsound(format!("at {} it came, and could not be looked at in time", to.ip()))
+        }
         Contact::Proxied => Attempt::Blocked(format!("at {} it is captured", to.ip())),
         Contact::Lost(why) => Attempt::Blocked(format!("at {}: {why}", to.ip())),
     }
@@ -256,15 +281,25 @@ async fn hear(
     words: [Word; 2],
     met: Arc<Mutex<BTreeMap<Word, Contact>>>,
 ) {
-    let mut callers = tokio::task::JoinSet::new();
-    for _ in 0..CALLERS {
-        let Ok((stream, peer)) = listener.accept().await else { continue };
+    // Ends with this, which whoever holds its handle ends.
+    let (mut callers, mut live) = (tokio::task::JoinSet::new(), VecDeque::<AbortHandle>::new());
+    loop {
+        let Ok((stream, peer)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            continue;
+        };
+        while callers.try_join_next().is_some() {}
+        live.retain(|caller| !caller.is_finished());
+        if live.len() == CALLERS
+            && let Some(oldest) = live.pop_front()
+        {
+            oldest.abort();
+        }
         let (kernel, netns, met) = (Arc::clone(&kernel), Arc::clone(&netns), Arc::clone(&met));
-        callers.spawn(async move {
+        live.push_back(callers.spawn(async move {
             let _ = answer(stream, peer, &kernel, netns, words, &met).await;
-        });
+        }));
     }
-    while callers.join_next().await.is_some() {}
 }
 
 async fn answer(
@@ -280,12 +315,15 @@ async fn answer(
     if !words.contains(&word) {
         return Ok(());
     }
+    let note = |contact| _ = met.lock().unwrap_or_else(PoisonError::into_inner).insert(word, contact);
+    // The threads that look into namespaces may have much else to do.
+    note(Contact::Unjudged);
     // Whoever connects from within the pod has a socket there, whatever address it gives itself.
     let sockets = kernel.run(move |kernel| kernel.sockets(&netns)).await.map_err(io::Error::other)?;
     let from = (peer.ip().to_canonical(), peer.port());
     let within = sockets.iter().any(|socket| socket.flow.local == from);
     let contact = if within { Contact::Proxied } else { Contact::Direct(peer) };
-    met.lock().unwrap_or_else(PoisonError::into_inner).insert(word, contact);
+    note(contact);
     stream.write_all(&word).await
 }
 
