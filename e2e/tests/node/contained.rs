@@ -59,8 +59,15 @@ fn scene(outer: &Outer, name: &str, without: Option<&str>) -> Result<Scene> {
 pub fn everything_works(outer: &Outer) -> Result<()> {
     let mut scene = scene(outer, "contained", None)?;
     let _outside = Echo::start(&scene.world.outside, "outside", PORT)?;
+    // Legacy tables are read where there are some, by other calls than nf_tables.
+    let foreign = ["-t", "nat", "-N", "FOREIGN"];
+    scene.node().netns.must("iptables-legacy", &foreign)?;
     scene.start()?;
     let (a, b) = (scene.start_pod("a")?, scene.start_pod("b")?);
+    for netns in [&a.netns, &b.netns] {
+        netns.must("iptables-legacy", &foreign)?;
+        netns.must("ip6tables-legacy", &foreign)?;
+    }
     let servers = [&a, &b].map(|pod| Echo::start(&pod.netns, &pod.facts.name, PORT));
     for server in &servers {
         ensure!(server.is_ok(), "{server:?}");

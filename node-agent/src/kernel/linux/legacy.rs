@@ -6,7 +6,7 @@
 use super::ruleset::Hash;
 use super::xtables::{Blob, Changed, layout};
 use crate::kernel::{Fingerprint, KernelError};
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use sluice_shared::contract::IPTABLES_PREFIX;
 use sluice_shared::ids::Family;
 use std::collections::BTreeSet;
@@ -155,12 +155,15 @@ fn padded(name: &str) -> Vec<u8> {
     bytes
 }
 
+/// A socket that ip_tables can be asked by. Its options are for sockets of every kind: what the kind's own code and IP's
+/// do not know goes to `nf_getsockopt` and `nf_setsockopt` (net/ipv4/ip_sockglue.c, net/ipv6/ipv6_sockglue.c). A raw one,
+/// as iptables has it, would need CAP_NET_RAW too, which the agent does not have.
 fn open(family: Family) -> io::Result<(OwnedFd, i32)> {
     let (domain, level) = match family {
         Family::V4 => (AddressFamily::Inet, libc::SOL_IP),
         Family::V6 => (AddressFamily::Inet6, libc::SOL_IPV6),
     };
-    Ok((socket(domain, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw)?, level))
+    Ok((socket(domain, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?, level))
 }
 
 fn entries(family: Family, name: &str) -> io::Result<Blob> {
