@@ -15,18 +15,16 @@ const LOOKS: usize = 50;
 /// The longest cached attachment that is read, in bytes.
 const MAX_CACHED: usize = 1024 * 1024;
 
-/// Takes off everything but the plugin's file: entry and notes. Says whether there was an entry, so that an attachment
-/// may have begun by it. Nothing of it being there is success too.
+/// Takes off everything but the plugin's file: entry and notes. Nothing of it being there is success too.
 ///
 /// The lease is given up first, so that a failure further on holds no pod back.
-pub fn remove(disk: &impl Disk, paths: &Paths, clock: &Clock) -> anyhow::Result<bool> {
+pub fn remove(disk: &impl Disk, paths: &Paths, clock: &Clock) -> anyhow::Result<()> {
     let notes = Notes { disk, paths };
     let released =
         notes.release(clock).with_context(|| format!("cannot give up {}", paths.lease().display()));
-    let was_chained = take_out(disk, &paths.conf_dir)?;
+    take_out(disk, &paths.conf_dir)?;
     released?;
-    notes.remove_all().with_context(|| format!("cannot empty {}", paths.host_state_dir.display()))?;
-    Ok(was_chained)
+    notes.remove_all().with_context(|| format!("cannot empty {}", paths.host_state_dir.display()))
 }
 
 /// Removes the plugin's file, as `leftover` says. An attachment that has begun with our entry in the chain must have
@@ -58,15 +56,15 @@ pub fn remove_plugin(
     Ok(())
 }
 
-/// Takes our entry out of the directory, wherever it is in it. `false` when it was nowhere.
-fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<bool> {
+/// Takes our entry out of the directory, wherever it is in it.
+pub fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<()> {
     let cannot = || format!("cannot take our entry out of {}", dir.display());
-    for look_no in 0..LOOKS {
+    for _ in 0..LOOKS {
         // What an earlier write has left may be somebody's newest version.
         sweep_if_there(disk, dir).with_context(cannot)?;
         let directory = match look(disk, dir) {
             Ok(directory) => directory,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(e).with_context(cannot),
         };
         let steps = leave(&directory);
@@ -74,7 +72,7 @@ fn take_out(disk: &impl Disk, dir: &Path) -> anyhow::Result<bool> {
             if let Some((name, why)) = directory.files.iter().find_map(unclear) {
                 bail!("{}: {name} cannot be understood: {why}", cannot());
             }
-            return sweep_if_there(disk, dir).map(|()| look_no > 0).with_context(cannot);
+            return sweep_if_there(disk, dir).with_context(cannot);
         }
         for step in &steps {
             apply(disk, dir, step).with_context(cannot)?;

@@ -8,11 +8,11 @@ use crate::keeper::Keeper;
 use crate::notes::{Clock, Notes};
 use crate::options::{Leftover, Paths, Wanted};
 use crate::output::log;
-use crate::remove::{remove, remove_plugin};
+use crate::remove::{remove, remove_plugin, take_out};
 use crate::watch::Watch;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use sluice_shared::conflist::drop_in;
+use sluice_shared::conflist::{PLUGIN_TYPE, drop_in};
 use sluice_shared::install::{Installation, Intent, State, Wanted as Become};
 use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
@@ -185,12 +185,17 @@ impl Run {
 impl Leaving {
     /// Takes everything off the node, the plugin's file last.
     fn leave(&self, paths: &Paths, clock: &Clock) -> anyhow::Result<()> {
-        if remove(&Linux, paths, clock)? {
+        remove(&Linux, paths, clock)?;
+        // Also where an earlier attempt took the entry out: how long ago that was, nobody has written down.
+        let is_there = !matches!(paths.bin_dir.join(PLUGIN_TYPE).try_exists(), Ok(false));
+        if is_there && self.leftover != Leftover::Keep {
             log!(
                 "our entry is out of the chain; the plugin stays {} s for what has begun with it",
                 self.linger
             );
             std::thread::sleep(Duration::from_secs(self.linger));
+            // Somebody who had read the chain before may have written it back since, with us in it.
+            take_out(&Linux, &paths.conf_dir)?;
         }
         remove_plugin(&Linux, paths, self.leftover, &self.cni_cache)
     }

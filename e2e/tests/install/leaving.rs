@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-pub const CHECKS: [Check; 8] = [
+pub const CHECKS: [Check; 10] = [
     ("SIGTERM: everything stays without an intent, or when the intent is to stay", stays),
     ("SIGTERM: everything goes when the intent is to leave", leaves),
     (
@@ -37,6 +37,8 @@ pub const CHECKS: [Check; 8] = [
         leftover,
     ),
     ("the plugin's file stays a while longer than its entry: an ADD may be on its way to it", lingering),
+    ("an entry that somebody puts back meanwhile goes before the plugin's file does", put_back),
+    ("a removal after one that was killed in that while waits as long", killed_lingering),
 ];
 
 const FILE: &str = "10-aws.conflist";
@@ -170,6 +172,8 @@ struct Round {
     cut: Option<u64>,
     /// No room where it is installed and where it keeps its notes.
     full: bool,
+    /// The plugin stays a second longer than its entry.
+    lingers: bool,
 }
 
 impl Round {
@@ -180,6 +184,7 @@ impl Round {
             killed: dice.one_in(2),
             cut: dice.one_in(3).then(|| dice.below(9000)),
             full: dice.one_in(3),
+            lingers: dice.one_in(5),
         }
     }
 }
@@ -194,11 +199,13 @@ fn fifty(parent: &Path, name: &str) -> Result<String> {
     }
     let count = |of: fn(&Round) -> bool| rounds.iter().filter(|round| of(round)).count();
     Ok(format!(
-        "SLUICE_SEED={seed}: 50 rounds, {} installers and {} removals killed, {} full disks, {} told by signal",
+        "SLUICE_SEED={seed}: 50 rounds, {} installers and {} removals killed, {} full disks, {} told by signal, {} \
+         with a plugin that stays longer",
         count(|round| round.killed),
         count(|round| round.cut.is_some()),
         count(|round| round.full),
         count(|round| !round.killed),
+        count(|round| round.lingers),
     ))
 }
 
@@ -213,7 +220,7 @@ fn uninstalled(parent: &Path, name: &str, round: Round) -> Result<()> {
         3 => &["--runtime=containerd://2.1.0", "--term-wait=20"],
         _ => &["--term-wait=20"],
     };
-    let mut node = Node::new(parent, name, &[])?.options(options);
+    let mut node = Node::new(parent, name, &[])?.options(options).lingering(u64::from(round.lingers));
     // Seen to be empty: the plugin need not stay for any pod's sake.
     fs::create_dir(node.dir.join("cache"))?;
     let small = |sub: &str| round.full.then(|| tmpfs(&node.dir.join(sub), "size=64k")).transpose();
@@ -314,7 +321,7 @@ fn leftover(parent: &Path, name: &str) -> Result<String> {
 
 fn lingering(parent: &Path, name: &str) -> Result<String> {
     let mut node =
-        Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.options(&["--term-wait=20", "--linger=6"]);
+        Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.options(&["--term-wait=20"]).lingering(6);
     // No cached attachment names it: it could go at once.
     fs::create_dir(node.dir.join("cache"))?;
     let before = node.snapshot()?;
@@ -329,6 +336,48 @@ fn lingering(parent: &Path, name: &str) -> Result<String> {
     })?;
     let stayed = out.elapsed();
     ensure!(stayed > Duration::from_secs(1), "it stayed {stayed:?} only");
+    Ok("six seconds".to_owned())
+}
+
+/// Reads before we go and writes afterwards, as another mesh does that puts its own entry in.
+fn put_back(parent: &Path, name: &str) -> Result<String> {
+    let mut node =
+        Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.options(&["--term-wait=20"]).lingering(6);
+    fs::create_dir(node.dir.join("cache"))?;
+    let (before, path) = (node.snapshot()?, node.conf().join(FILE));
+    node.start_chained(Libcni::Old)?;
+    let chained = fs::read_to_string(&path)?;
+    intent(&node, Wanted::Leave)?;
+    node.until("as it was", PATIENCE, |node| node.is_as(&before))?;
+    let plugin = node.dir.join("bin/sluice-cni");
+    by_rename(&path, &chained, 0o644)?;
+    ensure!(plugin.exists(), "the plugin went before the entry could be put back");
+    node.once(Libcni::Old)?;
+    node.until("without the plugin", PATIENCE, |_| {
+        ensure!(!plugin.exists(), "it is there");
+        Ok(())
+    })?;
+    // From the moment that the plugin is gone, and not some time later.
+    node.is_as(&before)?;
+    Ok("within six seconds".to_owned())
+}
+
+fn killed_lingering(parent: &Path, name: &str) -> Result<String> {
+    let mut node = Node::new(parent, name, &[(FILE, &aws(0), 0o644)])?.lingering(6);
+    fs::create_dir(node.dir.join("cache"))?;
+    let (before, plugin) = (node.snapshot()?, node.dir.join("bin/sluice-cni"));
+    node.start_chained(Libcni::Old)?;
+    node.end(Signal::SIGKILL)?;
+    let mut first = node.command("remove", &[])?.stderr(Stdio::null()).spawn()?;
+    node.until("as it was", PATIENCE, |node| node.is_as(&before))?;
+    first.kill()?;
+    first.wait()?;
+    ensure!(plugin.exists(), "the plugin went together with its entry");
+    let began = Instant::now();
+    node.remove()?;
+    let took = began.elapsed();
+    ensure!(took >= Duration::from_secs(6), "the second removal took {took:?} only");
+    ensure!(!plugin.exists(), "nobody needs it, and it is there");
     Ok("six seconds".to_owned())
 }
 

@@ -35,6 +35,8 @@ pub struct Node {
     before: Option<Stamp>,
     agent: Option<Agent>,
     options: Vec<String>,
+    /// How long the plugin's file outlives its entry, in seconds.
+    linger: u64,
 }
 
 /// Tells one writing of a file from the next: inode, seconds and nanoseconds.
@@ -47,7 +49,8 @@ impl Node {
         for sub in ["conf", "bin", "state", "run"] {
             fs::create_dir_all(dir.join(sub))?;
         }
-        let mut node = Self { dir, installer: None, before: None, agent: None, options: Vec::new() };
+        let mut node =
+            Self { dir, installer: None, before: None, agent: None, options: Vec::new(), linger: 0 };
         for plugin in [
             "ptp",
             "portmap",
@@ -71,6 +74,12 @@ impl Node {
     /// With more options for the installer.
     pub fn options(mut self, options: &[&str]) -> Self {
         self.options.extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    /// With a plugin that stays so many seconds longer than its entry.
+    pub fn lingering(mut self, seconds: u64) -> Self {
+        self.linger = seconds;
         self
     }
 
@@ -110,8 +119,8 @@ impl Node {
         ] {
             command.env(variable, self.dir.join(sub));
         }
-        // Nobody attaches pods here, but where a test says so by an option.
-        command.env("SLUICE_LINGER", "0");
+        // Nobody attaches pods here, but where a test says so.
+        command.env("SLUICE_LINGER", self.linger.to_string());
         command.env("SLUICE_PLUGIN", binary("sluice-cni")?).stdin(Stdio::null());
         Ok(command)
     }
