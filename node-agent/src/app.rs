@@ -10,6 +10,7 @@ use crate::admin;
 use crate::adopt::Finder;
 use crate::config::{Config, ExistingConnections};
 use crate::health::{self, Health};
+use crate::installed;
 use crate::journal::Journal;
 use crate::kernel::linux::LinuxKernel;
 use crate::kernel::{Hint, HostProc, Kernel, Pool};
@@ -32,6 +33,7 @@ use sluice_shared::admin::{Choice, State};
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::Hold;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -172,7 +174,10 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     vitals.keep("the source", source.what.run(events.clone()));
     let reconciling = vitals.keep("the reconciler", Reconciler::new(Arc::clone(&cx)).run(inbox, recalled));
     let sockets = (cni.spot(), zds_server.spot());
-    let reporting = vitals.keep("the report", report(Arc::clone(&cx), health.clone(), sockets, started));
+    let reporting = vitals.keep(
+        "the report",
+        report(Arc::clone(&cx), health.clone(), sockets, config.run_dir.clone(), started),
+    );
     let serving = vitals.keep("the plugin's socket", cni.run(events));
 
     tokio::select! {
@@ -252,7 +257,13 @@ async fn sweep(cx: Arc<Context>, mut kubelet: choices::Kubelet) {
 }
 
 /// Keeps what operators see true: readiness, and the gauges.
-async fn report(cx: Arc<Context>, health: Health, spots: (Spot, Arc<OnceLock<Spot>>), started: Instant) {
+async fn report(
+    cx: Arc<Context>,
+    health: Health,
+    spots: (Spot, Arc<OnceLock<Spot>>),
+    run_dir: PathBuf,
+    started: Instant,
+) {
     let mut synced = cx.synced.subscribe();
     if synced.wait_for(|synced| *synced).await.is_err() {
         return;
@@ -283,6 +294,10 @@ async fn report(cx: Arc<Context>, health: Health, spots: (Spot, Arc<OnceLock<Spo
         let handed = showings.iter().filter(|showing| showing.handed.is_some()).count();
         cx.metrics.set_open_netns_fds(handed);
         cx.metrics.set_status_pending(cx.status.owed());
+        // The installer that takes everything off the node takes the file too.
+        if !installed::is_leaving(&run_dir) {
+            cx.members.look();
+        }
         cx.metrics.set_membership_stale(cx.members.is_stale());
         cx.metrics.set_ztunnels(cx.ztunnel.connections().len());
         let held = *cx.hold.borrow() == Hold::Drop && !*cx.ztunnel.any_ready().borrow();

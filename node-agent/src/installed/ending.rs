@@ -217,6 +217,12 @@ impl Ending {
     }
 }
 
+/// Whether the installer has been told to take everything off the node, by this agent or by an operator.
+#[must_use]
+pub fn is_leaving(run_dir: &Path) -> bool {
+    matches!(read(&run_dir.join(INTENT_FILE)), Some(Intent { wanted: Wanted::Leave, .. }))
+}
+
 fn read(file: &Path) -> Option<Intent> {
     Intent::parse(&std::fs::read(file).ok()?)
 }

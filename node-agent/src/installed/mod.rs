@@ -8,7 +8,7 @@ mod look;
 mod runtime;
 mod taint;
 
-pub use ending::Ending;
+pub use ending::{Ending, is_leaving};
 pub use look::{Looker, Standing, Teller};
 pub use runtime::keep_runtime;
 pub use taint::{Serving, Taints};

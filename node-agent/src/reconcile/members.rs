@@ -26,6 +26,7 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// The membership file, and what it should say.
 pub struct Members {
+    path: PathBuf,
     state: Mutex<Known>,
     wanted: watch::Sender<Wanted>,
     on_disk: watch::Receiver<OnDisk>,
@@ -78,9 +79,9 @@ impl Members {
         content.when_agent_unavailable = when_agent_unavailable;
         let (wanted, tasks) = watch::channel(Wanted::default());
         let (progress, on_disk) = watch::channel(OnDisk { revision: 0, file, failure: None });
-        tokio::spawn(keep_written(path, tasks, progress));
+        tokio::spawn(keep_written(path.clone(), tasks, progress));
         let state = Mutex::new(Known { content, shown: BTreeSet::new(), synced: false });
-        Ok(Self { state, wanted, on_disk })
+        Ok(Self { path, state, wanted, on_disk })
     }
 
     /// A namespace is there, changed, or (`None`) gone.
@@ -142,6 +143,20 @@ impl Members {
             Some((_, why)) if disk.revision < revision => Err(why.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// Has the file written anew where somebody has removed it: without it the plugin would let pods of the mesh pass while no
+    /// agent answers.
+    pub fn look(&self) {
+        let is_missing =
+            matches!(self.path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let written = self.on_disk.borrow().revision;
+        self.wanted.send_if_modified(|wanted| {
+            // Else a write is under way.
+            let again = is_missing && written > 0 && wanted.revision == written;
+            wanted.revision += u64::from(again);
+            again
+        });
     }
 
     /// Whether the last try to write the file failed: without an agent, the plugin would go by an old one.

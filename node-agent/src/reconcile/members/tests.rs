@@ -41,6 +41,22 @@ async fn a_namespace_that_leaves_is_held_and_one_that_is_gone_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_removed_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let members = open(&dir);
+    show(&members, "mesh", Some("ambient"));
+    members.look();
+    assert!(!dir.path().join(MEMBERSHIP_FILE).exists(), "nothing is to be written yet");
+    members.synced();
+    members.settled().await.unwrap();
+    members.look();
+    std::fs::remove_file(dir.path().join(MEMBERSHIP_FILE)).unwrap();
+    members.look();
+    members.settled().await.unwrap();
+    assert_eq!(in_file(&dir).namespaces["mesh"], Standing::In);
+}
+
+#[tokio::test]
 async fn a_file_that_cannot_be_read_holds_pods_back_until_a_good_one_is_there() {
     for garbage in ["{", r#"{"version":2,"namespaces":["other shape"]}"#] {
         let dir = tempfile::tempdir().unwrap();
