@@ -226,12 +226,17 @@ fn must_be_refused(
     Ok(())
 }
 
-/// From where ztunnel refused plaintext to a pod, in order.
+/// From where ztunnel refused plaintext to a pod's servers, in order. The agents' self-test has connections of its own that must be
+/// captured, to a listener on a port that nobody else has (docs/decisions/0014-probe-self-test.md): they are left out.
 fn refusals(stage: &Stage, pod: &Pod) -> Result<Vec<SocketAddr>> {
     let events = of_ztunnel(stage, pod)?;
     let ends = events
         .iter()
-        .filter(|event| event["event"] == "conn-end" && event["direction"] == "inbound-passthrough");
+        .filter(|event| event["event"] == "conn-end" && event["direction"] == "inbound-passthrough")
+        .filter(|event| {
+            let to = event["dst"].as_str().and_then(|to| to.parse::<SocketAddr>().ok());
+            to.is_none_or(|to| KINDS.iter().any(|(_, port)| *port == to.port()))
+        });
     let sources = ends.map(|event| {
         let error = event["error"].as_str().unwrap_or_default();
         ensure!(error.contains("policy rejection"), "ztunnel let plaintext through to {}: {event}", pod.name);
