@@ -33,7 +33,8 @@ pub fn must_be_reboots(
             let empty = || Told { name: pod.name.clone(), node: String::new(), seen: change.at, restarts: 0 };
             let told = pods.entry(&pod.uid).or_insert_with(empty);
             told.node.clone_from(&pod.node);
-            told.restarts = told.restarts.max(pod.restarts);
+            // A power cut restarts each of a pod's containers once.
+            told.restarts = told.restarts.max(pod.most_restarts);
         }
     }
     ensure!(!pods.is_empty(), "there was no pod of {}", daemon_set.1);
@@ -64,7 +65,14 @@ mod tests {
 
     fn pod(seconds: u64, uid: &str, node: &str, restarts: u64) -> Change {
         let (namespace, name) = (AGENT.0.to_owned(), format!("{}-{uid}", AGENT.1));
-        let pod = Pod { uid: uid.into(), namespace, name, node: node.into(), restarts, ..Pod::default() };
+        let pod = Pod {
+            uid: uid.into(),
+            namespace,
+            name,
+            node: node.into(),
+            most_restarts: restarts,
+            ..Pod::default()
+        };
         Change { at: at(seconds), what: What::Is(Object::Pod(Box::new(pod))) }
     }
 

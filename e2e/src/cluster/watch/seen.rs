@@ -38,6 +38,8 @@ pub struct Pod {
     pub ready: bool,
     /// The restarts of all of its containers, init containers included.
     pub restarts: u64,
+    /// The restarts of the container that was restarted most often.
+    pub most_restarts: u64,
     /// Whether its deletion has begun.
     pub deleting: bool,
 }
@@ -87,6 +89,8 @@ impl Pod {
         let annotation = |key: &str| meta["annotations"][key].as_str().map(str::to_owned);
         let statuses = ["initContainerStatuses", "containerStatuses"].map(|key| status[key].as_array());
         let restarts = statuses.into_iter().flatten().flatten();
+        let restarts: Vec<u64> =
+            restarts.filter_map(|container| container["restartCount"].as_u64()).collect();
         let conditions = status["conditions"].as_array().into_iter().flatten();
         let mut ready = conditions.filter(|condition| condition["type"] == "Ready");
         Ok(Self {
@@ -102,7 +106,8 @@ impl Pod {
             host_network: spec["hostNetwork"] == true,
             phase: text(&status["phase"]).unwrap_or_default(),
             ready: ready.any(|condition| condition["status"] == "True"),
-            restarts: restarts.filter_map(|container| container["restartCount"].as_u64()).sum(),
+            restarts: restarts.iter().sum(),
+            most_restarts: restarts.into_iter().max().unwrap_or_default(),
             deleting: !meta["deletionTimestamp"].is_null(),
         })
     }
@@ -207,6 +212,7 @@ mod tests {
     fn a_pod_is_read() {
         let pod = pod(&json!({}));
         assert_eq!(pod.ips, ["10.77.1.2".parse::<IpAddr>().unwrap(), "fd00::2".parse().unwrap()]);
+        assert_eq!(pod.most_restarts, 2);
         assert_eq!((pod.restarts, pod.ready, pod.deleting, pod.hbone()), (3, true, false, false));
         assert!(Pod::parse(&json!({"metadata": {"name": "a"}})).is_err());
     }
