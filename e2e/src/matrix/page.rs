@@ -50,7 +50,8 @@ pub fn markdown(table: &Table<'_>, absent: &[Absence]) -> String {
     let (cells, ways, checks) = table.counts();
     let _ = writeln!(
         page,
-        "{} {cells} cells, {ways} ways, {checks} checks held; {} minutes of one after the other.\n",
+        "{} {cells} cells, {ways} ways, {checks} checks held. When all were last run together, that was {} minutes of one way after \
+         the other.\n",
         table.setting,
         table.seconds.div_ceil(60)
     );

@@ -87,7 +87,7 @@ impl SelfTest {
         let showings = self.cx.registry.showings().into_iter();
         let captured = showings.filter(|showing| {
             let status = &showing.status;
-            status.state == State::Enabled && !status.overrides.bypass_inbound && !status.ips.is_empty()
+            status.state == State::Enabled && !status.overrides.bypass_inbound
         });
         let witness = captured.filter_map(|showing| {
             let (mut status, netns) = (showing.status, showing.handed?.netns?);
@@ -96,7 +96,8 @@ impl SelfTest {
             let name = format!("{}/{}", status.namespace, status.name);
             Some((Witness { uid: status.uid, name, netns, ips: status.ips }, status.namespace))
         });
-        witness.collect()
+        // One with no address that is redirected has nothing to show.
+        witness.filter(|(witness, _)| !witness.ips.is_empty()).collect()
     }
 
     /// Lists the host's addresses, and those from which it goes to pods.
@@ -127,9 +128,9 @@ impl SelfTest {
 
     /// Tests, acts on it and tells of it.
     async fn test(&mut self, pods: &[(Witness, String)], seen: Seen) {
-        let before = self.cx.host.tested().chosen;
+        let has_worked = self.has_worked();
         let mut outcome = self.find(pods).await;
-        if before == Verdict::Works.as_str() && self.is_worse(&outcome.decision) {
+        if has_worked && self.is_worse(&outcome.decision) {
             // What has worked, and lets less through, is not given up for one bad moment.
             tracing::info!(found = outcome.decision.because, "probe self-test, once more with other pods");
             if let Some(strategy) = outcome.take.take() {
@@ -152,6 +153,14 @@ impl SelfTest {
         }
         self.schedule.tested(seen, asked, &decision, Instant::now());
         self.tell(decision);
+    }
+
+    /// Whether a test of this boot has shown that the way in use works: this agent's, or a former one's.
+    fn has_worked(&self) -> bool {
+        let works = Verdict::Works.as_str();
+        let before = self.cx.journal.probes();
+        self.cx.host.tested().chosen == works
+            || before.is_some_and(|it| it.verdict == works && it.chosen == self.cx.host.choice().chosen)
     }
 
     /// Whether it leads to a way that lets more through, or to none.

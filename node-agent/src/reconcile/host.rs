@@ -13,11 +13,9 @@ mod trial;
 pub use strategy::Strategy;
 pub use trial::Witness;
 
-use crate::journal::Journal;
-use crate::kernel::{KernelError, Pool};
+use crate::kernel::Pool;
 use crate::metrics::Metrics;
 use sluice_shared::admin::Choice;
-use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{CgroupRef, ProbeDoor};
@@ -83,35 +81,6 @@ impl HostTable {
             tested: Choice { chosen: "untested".into(), because: "no pod has been asked yet".into() },
         };
         Self { kernel, backend, metrics, state: Mutex::new(state) }
-    }
-
-    /// No probe passes.
-    #[must_use]
-    pub fn closed(kernel: Arc<Pool>, backend: Backend, metrics: Metrics, because: &str) -> Self {
-        Self::new(kernel, backend, metrics, Strategy::closed(because))
-    }
-
-    /// Probes pass by the node's own addresses, to declared probe ports.
-    #[must_use]
-    pub fn source(kernel: Arc<Pool>, backend: Backend, metrics: Metrics, because: &str) -> Self {
-        Self::new(kernel, backend, metrics, Strategy::source(because))
-    }
-
-    /// As [`Strategy::snat`].
-    ///
-    /// # Errors
-    /// The kernel's refusal.
-    pub async fn snat(
-        kernel: Arc<Pool>,
-        backend: Backend,
-        metrics: Metrics,
-        plan: HostPlan,
-        journal: Option<Journal>,
-        because: &str,
-    ) -> Result<Self, KernelError> {
-        let pool = Arc::clone(&kernel);
-        let strategy = Strategy::snat(pool, backend, metrics.clone(), plan, journal, because).await?;
-        Ok(Self::new(kernel, backend, metrics, strategy))
     }
 
     /// What was chosen, and why, and what is wrong with it now.

@@ -6,7 +6,7 @@ use sluice_agent::kernel::linux::iptables::Variant;
 use sluice_agent::kernel::linux::{LinuxKernel, cgroup};
 use sluice_agent::kernel::{Fingerprint, HostProc, Kernel, Pool};
 use sluice_agent::metrics::Metrics;
-use sluice_agent::reconcile::HostTable;
+use sluice_agent::reconcile::{HostTable, Strategy};
 use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::ids::{Family, PodUid};
 use sluice_shared::lower::Backend;
@@ -113,9 +113,10 @@ fn lifecycle(backend: Backend) {
 
 async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backend, plan: HostPlan) {
     let metrics = Metrics::new();
-    let table = HostTable::snat(Arc::clone(&pool), backend, metrics.clone(), plan.clone(), None, "a test")
-        .await
-        .expect("this kernel takes the host's table");
+    let started =
+        Strategy::snat(Arc::clone(&pool), backend, metrics.clone(), plan.clone(), None, "a test").await;
+    let strategy = started.expect("this kernel takes the host's table");
+    let table = HostTable::new(Arc::clone(&pool), backend, metrics.clone(), strategy);
     let with_one = shown(kernel).expect("installed");
     let built = handle(backend);
     let ((uid, ips), (heir, _)) = (pod(2), pod(3));
@@ -145,7 +146,7 @@ async fn change_and_remove(kernel: &LinuxKernel, pool: Arc<Pool>, backend: Backe
 
     // A former run's table, whatever wrote it, goes when this run's strategy needs none.
     for other in [Backend::Nftables, Backend::Iptables] {
-        let table = HostTable::source(Arc::clone(&pool), other, Metrics::new(), "a test");
+        let table = HostTable::new(Arc::clone(&pool), other, Metrics::new(), Strategy::source("a test"));
         table.remove().await;
         assert_eq!(shown(kernel), None);
     }

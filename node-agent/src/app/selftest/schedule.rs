@@ -41,7 +41,7 @@ pub(super) struct Seen {
     /// The families of their addresses.
     pub(super) families: BTreeSet<Family>,
     pub(super) topology: Topology,
-    /// Whether the host refuses its table.
+    /// Whether host or kernel refuse what the way in use needs.
     pub(super) refused: bool,
 }
 
@@ -99,7 +99,7 @@ impl Schedule {
         } else if topology_is_steady && now.addresses != before.addresses && elapsed >= last.patience() {
             Some("the host has other addresses")
         } else if seen.refused && !last.seen.refused {
-            Some("the host refuses its table now")
+            Some("what probes go by is refused now")
         } else if !seen.families.is_subset(&last.seen.families) {
             Some("there are pods of another family")
         } else if last.asked < WITNESSES && seen.pods > last.seen.pods {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::kernel::fake::RecordingKernel;
 use crate::kernel::{Kernel, KernelError};
+use sluice_shared::host::HostPlan;
 use sluice_shared::plan::TrialDoor;
 
 const PORTS: [u16; 1] = [8080];

@@ -1,8 +1,9 @@
 use super::snat::WRITES;
 use super::*;
+use crate::journal::Journal;
 use crate::kernel::Fingerprint;
 use crate::kernel::fake::{Place, RecordingKernel};
-use sluice_shared::host::{self, HostStep};
+use sluice_shared::host::{self, HostPlan, HostStep};
 use sluice_shared::op::KernelOp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -22,7 +23,18 @@ fn pool(kernel: &RecordingKernel) -> Arc<Pool> {
 }
 
 async fn table(kernel: &RecordingKernel, backend: Backend) -> HostTable {
-    HostTable::snat(pool(kernel), backend, Metrics::new(), plan(), None, "a test").await.unwrap()
+    table_of(kernel, backend, plan(), None).await
+}
+
+async fn table_of(
+    kernel: &RecordingKernel,
+    backend: Backend,
+    plan: HostPlan,
+    journal: Option<Journal>,
+) -> HostTable {
+    let (pool, metrics) = (pool(kernel), Metrics::new());
+    let started = Strategy::snat(Arc::clone(&pool), backend, metrics.clone(), plan, journal, "a test").await;
+    HostTable::new(pool, backend, metrics, started.unwrap())
 }
 
 fn uid(number: usize) -> PodUid {
@@ -61,9 +73,7 @@ fn was_amended(kernel: &RecordingKernel, from: &HostPlan, to: &HostPlan) -> bool
 async fn pods_of_a_former_run_are_in_the_first_table() {
     let kernel = RecordingKernel::default();
     let plan = HostPlan { pods: BTreeMap::from([(uid(1), vec![ip(1)])]), ..plan() };
-    let table = HostTable::snat(pool(&kernel), Backend::Nftables, Metrics::new(), plan, None, "a test")
-        .await
-        .unwrap();
+    let table = table_of(&kernel, Backend::Nftables, plan, None).await;
     assert!(in_force(&kernel, Backend::Nftables, |plan| HostStep::Install(plan), &[1]));
     table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
     assert_eq!(kernel.log().len(), 1, "a pod that is in the table already costs nothing");
@@ -194,7 +204,7 @@ async fn a_former_runs_table_goes_and_a_host_without_one_is_left_alone() {
     let kernel = RecordingKernel::default();
     table(&kernel, Backend::Nftables).await;
     drop(kernel.take_log());
-    let later = HostTable::source(pool(&kernel), Backend::Nftables, Metrics::new(), "a test");
+    let later = HostTable::new(pool(&kernel), Backend::Nftables, Metrics::new(), Strategy::source("a test"));
     kernel.fail_next(Place::Host, libc::EPERM);
     kernel.fail_next(Place::Host, libc::EPERM);
     later.remove().await;
@@ -213,10 +223,7 @@ async fn a_table_that_is_as_the_journal_remembers_it_is_replaced() {
     let kernel = RecordingKernel::default();
     let plan = plan();
     let started = async || {
-        let (pool, journal) = (pool(&kernel), Some(journal.clone()));
-        HostTable::snat(pool, Backend::Iptables, Metrics::new(), plan.clone(), journal, "a test")
-            .await
-            .unwrap();
+        table_of(&kernel, Backend::Iptables, plan.clone(), Some(journal.clone())).await;
         kernel.log().last().unwrap().1.clone()
     };
     let [install, replace] =

@@ -121,7 +121,12 @@ pub async fn start_with(setup: Setup) -> Boxed {
             },
             Arc::clone(&pool),
         ),
-        host: HostTable::closed(Arc::clone(&pool), Backend::Nftables, metrics.clone(), "a test"),
+        host: HostTable::new(
+            Arc::clone(&pool),
+            Backend::Nftables,
+            metrics.clone(),
+            Strategy::closed("a test"),
+        ),
         kernel: pool,
         ztunnel,
         registry,

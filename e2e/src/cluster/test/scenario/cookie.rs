@@ -11,7 +11,8 @@ use crate::cluster::node::Node;
 use crate::cluster::test::shapes::{ECHO, GRPC, HTTP, Shape, namespace, service};
 use crate::cluster::test::stage::{PATIENCE, Stage};
 use crate::cluster::test::{demo, manifests, processes};
-use crate::cluster::watch::seen::Pod;
+use crate::cluster::watch::What;
+use crate::cluster::watch::seen::{Object, Pod};
 use crate::lab::cgroup::Cgroup;
 use crate::lab::eventually;
 use crate::lab::report::Report;
@@ -22,7 +23,7 @@ use serde_json::json;
 use sluice_shared::contract::{MODE_AMBIENT, MODE_NONE, NFT_TABLE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 const COOKIES: &str = "cookies";
 /// How the kubelet asks, and where.
@@ -31,6 +32,8 @@ const KINDS: [(&str, u16); 3] = [("http", HTTP), ("tcp", ECHO), ("grpc", GRPC)];
 const OTHER: &str = "other";
 /// A kubelet is away for longer than the agent's sweep takes to see it.
 const AWAY: Duration = Duration::from_secs(2);
+/// Three probes that nobody answers, each given five seconds, and what the API server takes to say so.
+const NOTICED: Duration = Duration::from_secs(20);
 /// How long a node may take to find out by itself how probes go.
 const CHOSEN: Duration = Duration::from_secs(60);
 /// What the agent says when it has found another kubelet, and when it has taken the program off.
@@ -287,6 +290,7 @@ fn until_said(stage: &Stage, node: &Node, words: &str, before: usize) -> Result<
 
 /// With `probes: auto` the self-test asks pods of the node, and takes what passes.
 fn chosen_by_test(stage: &Stage) -> Result<String> {
+    let begun = SystemTime::now();
     let nodes = stage.cluster().nodes().iter();
     let said = nodes.map(|node| {
         eventually("the self-test to choose", CHOSEN, || {
@@ -297,17 +301,33 @@ fn chosen_by_test(stage: &Stage) -> Result<String> {
             Ok(tested.because)
         })
     });
-    Ok(said.collect::<Result<Vec<_>>>()?.join("; "))
+    let said = said.collect::<Result<Vec<_>>>()?.join("; ");
+    stay_ready(stage, begun)?;
+    Ok(said)
+}
+
+/// Fails if one of the probed pods was not Ready at some time since `begun`, or gets so soon: a probe that nobody answers is
+/// noticed by then, three times.
+fn stay_ready(stage: &Stage, begun: SystemTime) -> Result<()> {
+    sleep(NOTICED);
+    for change in stage.log().iter().filter(|change| change.at >= begun) {
+        let What::Is(Object::Pod(pod)) = &change.what else { continue };
+        let is_one = pod.namespace == COOKIES && !pod.name.starts_with(OTHER);
+        ensure!(!is_one || pod.ready, "{} was not Ready: its probes were lost", pod.name);
+    }
+    probed_pods(stage).map(drop)
 }
 
 /// The program is taken off the kubelets' cgroups, and probes pass as they do by another strategy.
 fn given_up(stage: &Stage) -> Result<String> {
+    let begun = SystemTime::now();
     for (now, because) in chosen(stage)? {
         ensure!(now == "snat", "it is {now}: {because}");
     }
     for node in stage.cluster().nodes() {
         until_said(stage, node, OFF, 0)?;
     }
-    let carried = Carried::by_probes(stage, &probed_pods(stage)?)?;
-    carried.must_be_none()
+    let carried = Carried::by_probes(stage, &probed_pods(stage)?)?.must_be_none()?;
+    stay_ready(stage, begun)?;
+    Ok(carried)
 }
