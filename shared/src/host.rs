@@ -41,14 +41,15 @@ pub enum HostStep<'a> {
 impl HostPlan {
     /// What makes `to` of a table that is exactly this plan, without writing the rest of it anew: the kernel takes
     /// milliseconds to tear a table down, and one pod's coming or going need not wait for that. One transaction, or
-    /// nothing where the rules say the same. `None` where more than pods has changed, and with iptables, which has no sets.
+    /// nothing where the rules say the same. `None` where more than pods has changed, or more pods than the sets
+    /// have room for, and with iptables, which has no sets.
     #[must_use]
     pub fn amended(&self, backend: Backend, to: &Self) -> Option<Vec<KernelOp>> {
         let rules = |plan: &Self| (plan.kubelet.clone(), plan.source_v4, plan.source_v6, plan.trials.clone());
         if backend != Backend::Nftables || rules(self) != rules(to) {
             return None;
         }
-        let (gone, new) = host_changes(self, to);
+        let (gone, new) = host_changes(self, to)?;
         let changed = gone.iter().chain(&new).any(|set| !set.elements.is_empty());
         Some(if changed { vec![KernelOp::NftBatch(nft::amend(&gone, &new))] } else { Vec::new() })
     }

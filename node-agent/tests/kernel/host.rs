@@ -18,6 +18,7 @@ use std::sync::Arc;
 pub const TESTS: &[(&str, fn())] = &[
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_nftables", || lifecycle(Backend::Nftables)),
     ("a_table_that_changes_stays_ours_and_goes_with_its_strategy_iptables", || lifecycle(Backend::Iptables)),
+    ("a_table_of_many_pods_reads_back_as_it_was_written", many_pods),
     ("what_others_do_in_the_hosts_iptables_tables_is_no_drift", among_others),
     ("a_replacement_whose_jumps_somebody_flushed_is_not_taken_for_ours", flushed_before_a_replacement),
 ];
@@ -96,6 +97,40 @@ fn flushed_before_a_replacement() {
             assert_eq!(write(HostStep::Replace(&plan)), None, "{variant}: somebody is before us");
         });
     }
+}
+
+/// Over the room of its sets and back, and at once: the kernel moves the elements of a set that has no size when it grows,
+/// and a table that is read meanwhile would look like one that somebody changed.
+fn many_pods() {
+    let (host, tree) = (Ns::new(), TestCgroups::new("host-many"));
+    let base = plan(&tree);
+    let with = |pods: usize| {
+        let pods = (0..pods).map(|number| {
+            let [high, low] = u16::try_from(number).expect("few enough").to_be_bytes();
+            (PodUid::new(format!("u{number}")).expect("a uid"), vec![IpAddr::from([10, 1, high, low])])
+        });
+        HostPlan { pods: pods.collect(), ..base.clone() }
+    };
+    host.run(|| {
+        let kernel =
+            LinuxKernel::new(std::path::Path::new("/proc/thread-self/ns/net")).expect("own namespace");
+        let mut before = with(0);
+        let mut at_once = kernel.write_host(&host::lower(Backend::Nftables, HostStep::Install(&before)));
+        for (pods, amended) in [(256, true), (257, false), (512, true), (2000, false), (256, false)] {
+            let written = at_once.expect("the kernel takes it").expect("nobody else is here");
+            let after = with(pods);
+            let ops = before.amended(Backend::Nftables, &after);
+            assert_eq!(ops.is_some(), amended, "{pods} pods");
+            at_once = match ops {
+                Some(ops) => kernel.amend_host(written, &ops),
+                None => kernel.write_host(&host::lower(Backend::Nftables, HostStep::Replace(&after))),
+            };
+            std::thread::sleep(std::time::Duration::from_millis(300));
+            assert_eq!(at_once.as_ref().ok().copied().flatten(), shown(&kernel), "{pods} pods");
+            assert_eq!(nft(&["list", "set", "inet", "sluice", "pods4"]).matches("comment").count(), pods);
+            before = after;
+        }
+    });
 }
 
 fn lifecycle(backend: Backend) {

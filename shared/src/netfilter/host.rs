@@ -85,9 +85,14 @@ fn trials(plan: &HostPlan) -> impl Iterator<Item = Rule> {
     })
 }
 
-/// What leads from the sets of one plan to those of another: elements that go, and elements that come.
+/// What leads from the sets of one plan to those of another: elements that go, and elements that come. `None` where a set
+/// would have to be made anew, for more elements or for fewer.
 #[must_use]
-pub fn changes(from: &HostPlan, to: &HostPlan) -> (Vec<Set>, Vec<Set>) {
+pub fn changes(from: &HostPlan, to: &HostPlan) -> Option<(Vec<Set>, Vec<Set>)> {
+    let room = |plan, family| SetName::Pods(family).room(pods(plan, family).len());
+    if Family::BOTH.into_iter().any(|family| room(from, family) != room(to, family)) {
+        return None;
+    }
     let only_in = |these: &HostPlan, those: &HostPlan| {
         let sets = Family::BOTH.into_iter().map(|family| {
             let others = pods(those, family);
@@ -97,7 +102,7 @@ pub fn changes(from: &HostPlan, to: &HostPlan) -> (Vec<Set>, Vec<Set>) {
         });
         sets.collect()
     };
-    (only_in(from, to), only_in(to, from))
+    Some((only_in(from, to), only_in(to, from)))
 }
 
 fn kubelet(plan: &HostPlan) -> Set {

@@ -191,6 +191,11 @@ pub enum Target {
     SetCtLabel(u8),
 }
 
+/// How many elements a set is made for at least: 256 bytes in the kernel.
+const ROOM: usize = 16;
+/// How many addresses a set of pods is made for at least: more than most nodes have pods, and 4 KiB in the kernel.
+const PODS_ROOM: usize = 256;
+
 /// A named set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
@@ -298,6 +303,18 @@ impl SetName {
             Self::Kept(family) | Self::ProbeSources(family) | Self::Pods(family) => Some(family),
             Self::Ztunnel(_) | Self::ProbePorts | Self::ZtunnelPorts | Self::Kubelet => None,
         }
+    }
+
+    /// For how many elements the set is made, given how many it has: a power of two that holds those. One whose elements
+    /// come and go with pods has room for more of them.
+    ///
+    /// A set that may grow without limit is a table that the kernel rehashes in the background, and a dump taken meanwhile
+    /// misses elements (`rhashtable_walk_start` in lib/rhashtable.c): a fingerprint taken after a commit, or the
+    /// connections that a restarted agent reads back, would not be what the set holds. One with a size never moves.
+    #[must_use]
+    pub fn room(self, elements: usize) -> usize {
+        let least = if matches!(self, Self::Pods(_)) { PODS_ROOM } else { ROOM };
+        elements.next_power_of_two().max(least)
     }
 }
 

@@ -13,6 +13,8 @@ const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_FLAGS: u16 = 3;
 const NFTA_SET_KEY_TYPE: u16 = 4;
 const NFTA_SET_KEY_LEN: u16 = 5;
+const NFTA_SET_DESC: u16 = 9;
+const NFTA_SET_DESC_SIZE: u16 = 1;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_USERDATA: u16 = 13;
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
@@ -54,41 +56,45 @@ enum ByteOrder {
     Network = 2,
 }
 
+/// An element's key, and its note.
+type Key<'a> = (Vec<u8>, &'a str);
+
 /// Defines a set and fills it.
 pub(super) fn define(batch: &mut Batch, set: &Set, index: usize) {
     let name = set.name.to_string();
     // Not looked at by our rules, which name their sets, but the kernel asks for one, unique in the batch.
     let id = u32::try_from(index + 1).unwrap_or(u32::MAX);
     let (key_type, key_len, order) = key_shape(&set.elements);
+    let elements = keys(&set.elements);
+    let size = u32::try_from(set.name.room(elements.len())).unwrap_or(u32::MAX);
     batch.message(Kind::NewSet, format!("add set inet {NFT_TABLE} {name}"), |message| {
         message.string(NFTA_SET_TABLE, NFT_TABLE);
         message.string(NFTA_SET_NAME, &name);
         message.u32(NFTA_SET_FLAGS, 0);
         message.u32(NFTA_SET_KEY_TYPE, key_type);
         message.u32(NFTA_SET_KEY_LEN, key_len);
+        message.nested(NFTA_SET_DESC, |desc| desc.u32(NFTA_SET_DESC_SIZE, size));
         message.u32(NFTA_SET_ID, id);
         let [a, b, c, d] = (order as u32).to_ne_bytes();
         message.bytes(NFTA_SET_USERDATA, &[UDATA_KEY_BYTE_ORDER, 4, a, b, c, d]);
     });
-    change_elements(batch, Kind::NewSetElem, set, Some(id));
+    change_elements(batch, Kind::NewSetElem, &name, &elements, Some(id));
 }
 
 /// Adds elements to a set that is there, or takes them out of it.
 pub(super) fn amend(batch: &mut Batch, kind: Kind, set: &Set) {
-    change_elements(batch, kind, set, None);
+    change_elements(batch, kind, &set.name.to_string(), &keys(&set.elements), None);
 }
 
 /// `id` is the set's in this batch, where it is made by it.
-fn change_elements(batch: &mut Batch, kind: Kind, set: &Set, id: Option<u32>) {
-    let name = set.name.to_string();
-    let elements = keys(&set.elements);
+fn change_elements(batch: &mut Batch, kind: Kind, name: &str, elements: &[Key<'_>], id: Option<u32>) {
     let parts = elements.len().div_ceil(ELEMENTS_PER_MESSAGE);
     let verb = if kind == Kind::DelSetElem { "take from" } else { "fill" };
     for (part, chunk) in elements.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
         let label = format!("{verb} set inet {NFT_TABLE} {name} (part {} of {parts})", part + 1);
         batch.message(kind, label, |message| {
             message.string(NFTA_SET_ELEM_LIST_TABLE, NFT_TABLE);
-            message.string(NFTA_SET_ELEM_LIST_SET, &name);
+            message.string(NFTA_SET_ELEM_LIST_SET, name);
             if let Some(id) = id {
                 message.u32(NFTA_SET_ELEM_LIST_SET_ID, id);
             }
@@ -141,7 +147,7 @@ const fn key_shape(elements: &Elements) -> (u32, u32, ByteOrder) {
 }
 
 /// Every element's key, with its note.
-fn keys(elements: &Elements) -> Vec<(Vec<u8>, &str)> {
+fn keys(elements: &Elements) -> Vec<Key<'_>> {
     match elements {
         Elements::Flows(_, flows) => {
             let both = flows

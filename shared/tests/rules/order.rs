@@ -332,6 +332,21 @@ fn on_the_host_a_trial_is_one_connection() {
 }
 
 #[test]
+fn a_set_of_pods_without_room_for_more_is_written_anew() {
+    let with = |pods: u16| {
+        let pods = (0..pods).map(|number| {
+            let [high, low] = number.to_be_bytes();
+            (PodUid::new(format!("u{number}")).unwrap(), vec![IpAddr::from([10, 1, high, low])])
+        });
+        HostPlan { pods: pods.collect(), ..host_plan() }
+    };
+    for (from, to, amended) in [(0, 256, true), (256, 257, false), (257, 512, true), (257, 256, false)] {
+        let ops = with(from).amended(Backend::Nftables, &with(to));
+        assert_eq!(ops.is_some(), amended, "from {from} pods to {to}");
+    }
+}
+
+#[test]
 fn the_hosts_table_is_replaced_whole_and_removed_whole() {
     let plan = host_plan();
     let fewer = HostPlan { pods: plan.pods.clone().into_iter().take(1).collect(), ..plan.clone() };

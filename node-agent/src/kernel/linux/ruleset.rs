@@ -133,7 +133,7 @@ pub(super) fn consistent<T>(
     }
     Err(Refused {
         source: std::io::Error::from_raw_os_error(libc::EBUSY),
-        words: format!("it changed during each of {READ_ATTEMPTS} attempts"),
+        words: format!("somebody else changed it during each of {READ_ATTEMPTS} attempts"),
     }
     .during("read the nf_tables rule set"))
 }
