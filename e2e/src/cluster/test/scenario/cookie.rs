@@ -79,6 +79,7 @@ pub fn pass(stage: &mut Stage, report: &mut Report) {
         restored?;
         chosen_by_test(stage)
     });
+    report.check("an Event on each node's agent says which way probes go, and why", || told_by_event(stage));
     report.check("the probed pods go", || stage.remove(&[COOKIES]).map(|()| "removed".into()));
 }
 
@@ -304,6 +305,23 @@ fn chosen_by_test(stage: &Stage) -> Result<String> {
     let said = said.collect::<Result<Vec<_>>>()?.join("; ");
     stay_ready(stage, begun)?;
     Ok(said)
+}
+
+/// It is news: the former agents were to go another way.
+fn told_by_event(stage: &Stage) -> Result<String> {
+    let mut told = Vec::new();
+    for node in stage.cluster().nodes() {
+        let agent = stage.agent(node.name())?;
+        let selector = format!("--field-selector=reason=ProbesTried,involvedObject.uid={}", agent.uid);
+        let messages = "--output=jsonpath={range .items[*]}{.message}{\"\\n\"}{end}";
+        told.push(eventually("the Event", PATIENCE, || {
+            let said =
+                stage.kubectl(&["get", "events", "--namespace", &agent.namespace, &selector, messages])?;
+            let news = said.lines().find(|line| line.starts_with("probes go by cookie: cookie passes in"));
+            news.map(str::to_owned).with_context(|| format!("{}: {said:?}", agent.name))
+        })?);
+    }
+    Ok(told.join("; "))
 }
 
 /// Fails if one of the probed pods was not Ready at some time since `begun`, or gets so soon: a probe that nobody answers is
