@@ -82,6 +82,15 @@ impl<D: Disk> Notes<'_, D> {
         self.write(&self.paths.installation(), state)
     }
 
+    /// Corrects what an installer has left, which is gone like everything else. Where none has run, nothing is written.
+    pub fn note_removal(&self) -> io::Result<()> {
+        let Some(left) = self.last_installation() else { return Ok(()) };
+        match self.write_installation(&left.removed()) {
+            Err(e) if no_room(&e) => self.remove(&self.paths.installation()),
+            written => written,
+        }
+    }
+
     /// The runtime that the agent has found.
     pub fn runtime(&self) -> Option<Runtime> {
         self.json(&self.paths.runtime())

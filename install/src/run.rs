@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 const RENEWAL: Duration = Duration::from_secs(20);
 /// How often a lock that somebody holds, or an intent that is awaited, is looked for.
 const AGAIN: Duration = Duration::from_millis(100);
+/// What is off the node is off, but nobody will read so.
+const UNWRITTEN: &str = "removed, and this cannot be written down";
 
 #[derive(Args, Clone, Debug)]
 pub struct Run {
@@ -101,11 +103,7 @@ impl Run {
         let Turn::Ours(_lock) = wait_for_lock(&self.paths, &mut watch)? else { return Ok(()) };
         let clock = Clock::read(&Linux).context("cannot read which boot this is")?;
         let notes = Notes { disk: &Linux, paths: &self.paths };
-        // The removal first: `remove` takes it for its answer as long as the intent is there.
-        notes
-            .forget_removal()
-            .with_context(|| format!("cannot remove {}", self.paths.installation().display()))?;
-        notes.forget_intent().with_context(|| format!("cannot remove {}", self.paths.intent().display()))?;
+        forget_former(&notes)?;
         let mut keeper = keeper(&self.paths, &self.wanted, &clock)?;
         let (began, mut renewed) = (Instant::now(), None::<Instant>);
         loop {
@@ -167,18 +165,9 @@ impl Run {
                 result => break result,
             }
         };
-        let message = "uninstalled from this node".to_owned();
-        let state = Installation {
-            state: State::Removed,
-            message,
-            way: None,
-            file: None,
-            fight: None,
-            ..state.clone()
-        };
         removed?;
         let notes = Notes { disk: &Linux, paths: &self.paths };
-        notes.write_installation(&state).context("removed, and this cannot be written down")
+        notes.write_installation(&state.clone().removed()).context(UNWRITTEN)
     }
 }
 
@@ -207,8 +196,10 @@ impl Once {
         let mut watch = Watch::new(&[&self.paths.conf_dir])?;
         let Turn::Ours(_lock) = wait_for_lock(&self.paths, &mut watch)? else { bail!("interrupted") };
         let clock = Clock::read(&Linux).context("cannot read which boot this is")?;
+        let notes = Notes { disk: &Linux, paths: &self.paths };
+        forget_former(&notes)?;
         let mut keeper = keeper(&self.paths, &self.wanted, &clock)?;
-        renew(&Notes { disk: &Linux, paths: &self.paths }, &clock, self.wanted.lease_horizon);
+        renew(&notes, &clock, self.wanted.lease_horizon);
         let began = Instant::now();
         loop {
             let wait = keeper.turn(began.elapsed(), || agent::serves(self.wanted.socket()));
@@ -233,18 +224,23 @@ impl Remove {
         let notes = Notes { disk: &Linux, paths: &self.paths };
         let deadline = Instant::now() + Duration::from_secs(self.wait);
         loop {
-            if let Some(_lock) = lock(&self.paths)? {
-                return self.leaving.leave(&self.paths, &clock);
-            }
             let asked = notes.intent().is_some_and(|intent| intent.wanted == Become::Leave);
+            if let Some(_lock) = lock(&self.paths)? {
+                // An agent that runs would write down again what it is told of the node's pods.
+                if !asked && let Err(e) = notes.write_intent(&leave()) {
+                    log!("{}: {e}; an agent that runs here is not told", self.paths.intent().display());
+                }
+                self.leaving.leave(&self.paths, &clock)?;
+                // What an installer that has ended said of this node is no longer so.
+                return notes.note_removal().context(UNWRITTEN);
+            }
             // Whoever holds the lock is of this boot, whatever it calls it (`Lease::age`).
             if asked && notes.last_installation().is_some_and(|found| found.state == State::Removed) {
                 return Ok(());
             }
             if !asked {
                 // Anew where an installer that has only just begun took it for an earlier one's.
-                let intent = Intent::new(Become::Leave, "`sluice-install remove` was run on this node");
-                notes.write_intent(&intent).context("cannot tell the installer that runs")?;
+                notes.write_intent(&leave()).context("cannot tell the installer that runs")?;
             }
             if Instant::now() >= deadline {
                 bail!(
@@ -256,6 +252,19 @@ impl Remove {
             std::thread::sleep(AGAIN);
         }
     }
+}
+
+/// What `remove` leaves for a running installer and the agent.
+fn leave() -> Intent {
+    Intent::new(Become::Leave, "`sluice-install remove` was run on this node")
+}
+
+/// What an earlier installation was told, and what became of it, is no longer so.
+fn forget_former(notes: &Notes<'_, Linux>) -> anyhow::Result<()> {
+    let cannot = |path: PathBuf| move || format!("cannot remove {}", path.display());
+    // The removal first: `remove` takes it for its answer as long as the intent is there.
+    notes.forget_removal().with_context(cannot(notes.paths.installation()))?;
+    notes.forget_intent().with_context(cannot(notes.paths.intent()))
 }
 
 fn keeper<'a>(paths: &'a Paths, wanted: &'a Wanted, clock: &Clock) -> anyhow::Result<Keeper<'a, Linux>> {

@@ -9,7 +9,7 @@ use crate::node::{Node, PATIENCE};
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
-use sluice_shared::install::{State, Wanted};
+use sluice_shared::install::{Intent, State, Wanted};
 use std::fs;
 use std::io::{PipeWriter, pipe};
 use std::path::{Path, PathBuf};
@@ -84,8 +84,17 @@ fn read_only_conf(parent: &Path, name: &str) -> Result<String> {
     let lease = fs::read_to_string(node.dir.join("state/lease.json"))?;
     ensure!(lease.contains("\"released\":true"), "{lease}");
     remount(&node.conf(), MsFlags::empty())?;
+    ensure!(
+        node.state()?.state == State::Chained,
+        "an uninstall that failed says otherwise: {:?}",
+        node.state()?
+    );
     node.remove()?;
     node.is_as(&before)?;
+    ensure!(node.state()?.state == State::Removed, "{:?}", node.state()?);
+    let told = fs::read(node.dir.join("run/intent.json"))?;
+    let told = Intent::parse(&told).context("no intent")?;
+    ensure!(told.wanted == Wanted::Leave, "an agent would go on as before: {told:?}");
     Ok(format!("{said}; chained {} ms after it could be written", took.as_millis()))
 }
 

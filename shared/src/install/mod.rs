@@ -133,6 +133,15 @@ pub struct Chaining {
     pub way: Way,
 }
 
+impl Installation {
+    /// The same once everything of ours is off the node.
+    #[must_use]
+    pub fn removed(self) -> Self {
+        let message = "uninstalled from this node".to_owned();
+        Self { state: State::Removed, message, way: None, file: None, fight: None, ..self }
+    }
+}
+
 impl State {
     /// Every state.
     pub const ALL: [Self; 5] = [Self::Chained, Self::Fighting, Self::Waiting, Self::Blocked, Self::Removed];

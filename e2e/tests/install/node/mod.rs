@@ -24,6 +24,10 @@ use std::time::{Duration, Instant};
 pub const CONVERGED: Duration = Duration::from_secs(1);
 /// What looking adds to it: one each 5 ms, and the grain of timers and of what the kernel says of waiting.
 pub const GRAIN: Duration = Duration::from_millis(30);
+/// How often something is looked at.
+const BEAT: Duration = Duration::from_millis(5);
+/// A sleep that ends so late is still the timer's grain.
+const TARDY: Duration = Duration::from_millis(5);
 /// Far more than anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -277,25 +281,40 @@ impl Node {
         patience: Duration,
         look: impl Fn(&Self) -> Result<()>,
     ) -> Result<Duration> {
-        let began = Instant::now();
+        self.watch(what, patience, look).map(|(took, _)| took)
+    }
+
+    /// The same, and how much longer than it had asked for this thread has slept meanwhile.
+    fn watch(
+        &self,
+        what: &str,
+        patience: Duration,
+        look: impl Fn(&Self) -> Result<()>,
+    ) -> Result<(Duration, Duration)> {
+        let (began, mut overslept) = (Instant::now(), Duration::ZERO);
         loop {
             match look(self) {
-                Ok(()) => return Ok(began.elapsed()),
+                Ok(()) => return Ok((began.elapsed(), overslept)),
                 Err(why) if began.elapsed() > patience => {
                     return Err(why.context(format!("not within {patience:?}: {what}; {}", self.log())));
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(_) => {
+                    let asleep = Instant::now();
+                    std::thread::sleep(BEAT);
+                    overslept += asleep.elapsed().saturating_sub(BEAT + TARDY);
+                }
             }
         }
     }
 
     /// Waits until something holds that was promised within a second from now, and fails when it took longer. The
     /// second is the installer's: what it and this program waited for a processor, and this machine for its host, is
-    /// measured and not counted. Gives how long it took.
+    /// measured and not counted. A host that stops this machine need not say so: then this thread has slept too long.
+    /// Gives how long it took.
     pub fn promptly(&self, what: &str, look: impl Fn(&Self) -> Result<()>) -> Result<Duration> {
         let before = self.waited()?;
-        let took = self.until(what, PATIENCE, look)?;
-        let waited = self.waited()?.saturating_sub(before);
+        let (took, overslept) = self.watch(what, PATIENCE, look)?;
+        let waited = self.waited()?.saturating_sub(before).max(overslept);
         ensure!(
             took <= CONVERGED + GRAIN + waited,
             "{what}: after {took:?}, of which {waited:?} were waited for a processor; {}",
