@@ -89,6 +89,9 @@ pub struct TestedProbes {
     pub chosen: String,
     /// What it has shown of that.
     pub verdict: String,
+    /// Whether it might have chosen another, and not the configuration alone.
+    #[serde(default)]
+    pub by_test: bool,
 }
 
 /// The directory of these files.

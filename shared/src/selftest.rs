@@ -2,7 +2,7 @@
 //! of the node's pods. Pure: what was tried comes in, what is to be done goes out.
 //!
 //! Who may change a pod's namespace may break what is tried there. So several pods are asked, of different namespaces where
-//! there are some, and a way falls only when more of them say no than yes.
+//! there are some, and a way falls only when more namespaces say no than yes.
 
 use crate::ids::PodUid;
 use std::collections::{BTreeMap, VecDeque};
@@ -85,28 +85,35 @@ pub struct Decision {
     pub because: String,
 }
 
-/// Puts together what pods have shown of a way. As many yeses as noes are a yes: one pod that was tampered with does not
-/// bring the node down to a way that lets more through.
+/// Puts together what pods, each given with its namespace, have shown of a way. Each namespace has one vote, and as many
+/// yeses as noes are a yes, in a namespace and among them: one pod that was tampered with, or one tenant, does not bring the
+/// node down to a way that lets more through.
 #[must_use]
-pub fn finding(attempts: &[Attempt]) -> Finding {
-    let pods = attempts.iter().filter(|attempt| **attempt == Attempt::Passed).count();
-    let noes: Vec<&String> = attempts
-        .iter()
-        .filter_map(|attempt| match attempt {
-            Attempt::Blocked(why) => Some(why),
-            _ => None,
-        })
-        .collect();
-    let of = pods + noes.len();
-    match noes.first() {
-        _ if of == 0 => {
-            let why = attempts.iter().find_map(|attempt| match attempt {
-                Attempt::Unsound(why) => Some(why.clone()),
-                _ => None,
-            });
-            Finding::Unjudged(why.unwrap_or_else(|| "no pod was asked".into()))
+pub fn finding(shown: &[(String, Attempt)]) -> Finding {
+    let mut votes = BTreeMap::<&str, isize>::new();
+    let (mut pods, mut noes, mut unsound) = (0, Vec::new(), None);
+    for (namespace, attempt) in shown {
+        let vote = match attempt {
+            Attempt::Passed => 1,
+            Attempt::Blocked(_) => -1,
+            Attempt::Unsound(why) => {
+                unsound.get_or_insert(why);
+                continue;
+            }
+        };
+        *votes.entry(namespace).or_default() += vote;
+        match attempt {
+            Attempt::Blocked(why) => noes.push(why),
+            _ => pods += 1,
         }
-        Some(why) if noes.len() > pods => Finding::Blocked { pods: noes.len(), of, why: (*why).clone() },
+    }
+    let of = pods + noes.len();
+    let against = votes.values().filter(|vote| **vote < 0).count();
+    match noes.first() {
+        _ if of == 0 => Finding::Unjudged(unsound.cloned().unwrap_or_else(|| "no pod was asked".into())),
+        Some(why) if 2 * against > votes.len() => {
+            Finding::Blocked { pods: noes.len(), of, why: (*why).clone() }
+        }
         but => Finding::Works { pods, of, but: but.map(|why| (*why).clone()) },
     }
 }
@@ -126,7 +133,10 @@ pub fn decide(now: Option<Way>, findings: &[(Way, Finding)]) -> Decision {
     let before = &findings[..works.unwrap_or(findings.len())];
     let unjudged =
         |(way, finding): &(Way, Finding)| now == Some(*way) && matches!(finding, Finding::Unjudged(_));
-    let second_best = before.iter().any(|(_, finding)| !matches!(finding, Finding::Unavailable(_)));
+    // What was in use, and is not to be had at this moment, may be soon.
+    let missed =
+        |(way, finding): &(Way, Finding)| now == Some(*way) || !matches!(finding, Finding::Unavailable(_));
+    let second_best = before.iter().any(missed);
     let (take, verdict) = match works {
         Some(_) if before.iter().any(unjudged) => (None, Verdict::Untested),
         Some(found) => {

@@ -19,16 +19,22 @@ fn unsound() -> Attempt {
     Attempt::Unsound("mesh/a: its rules could not be changed in time".into())
 }
 
+/// All of different namespaces.
+fn apart(attempts: &[Attempt]) -> Finding {
+    let shown = attempts.iter().enumerate().map(|(number, attempt)| (number.to_string(), attempt.clone()));
+    finding(&shown.collect::<Vec<_>>())
+}
+
 fn works() -> Finding {
-    finding(&[passed(), passed()])
+    apart(&[passed(), passed()])
 }
 
 fn blocks() -> Finding {
-    finding(&[blocked(), blocked()])
+    apart(&[blocked(), blocked()])
 }
 
 fn unjudged() -> Finding {
-    finding(&[unsound()])
+    apart(&[unsound()])
 }
 
 fn unavailable() -> Finding {
@@ -47,8 +53,22 @@ fn what_pods_have_shown_together() {
         (vec![unsound()], "could not be judged: mesh/a: its rules could not be changed in time"),
     ];
     for (attempts, said) in table {
-        assert_eq!(finding(&attempts).to_string(), said, "{attempts:?}");
+        assert_eq!(apart(&attempts).to_string(), said, "{attempts:?}");
     }
+}
+
+#[test]
+fn a_namespace_has_one_vote() {
+    let fell = |shown: &[(&str, Attempt)]| {
+        let shown: Vec<_> =
+            shown.iter().map(|(namespace, attempt)| ((*namespace).to_owned(), attempt.clone())).collect();
+        matches!(finding(&shown), Finding::Blocked { .. })
+    };
+    assert!(!fell(&[("a", blocked()), ("a", blocked()), ("b", passed())]), "one tenant against another");
+    assert!(fell(&[("a", blocked()), ("a", blocked()), ("a", passed())]), "most of the only one");
+    assert!(fell(&[("a", blocked()), ("b", blocked()), ("b", blocked())]), "both");
+    assert!(!fell(&[("a", blocked()), ("b", blocked()), ("b", passed())]), "b does not know");
+    assert!(fell(&[("a", blocked()), ("b", unsound()), ("b", unsound())]), "nobody else can tell");
 }
 
 #[test]
@@ -61,7 +81,7 @@ fn the_first_way_that_works_is_taken() {
         (Some(Snat), vec![(Cookie, unavailable()), (Snat, works())], None, Verdict::Works, false),
         (Some(Snat), vec![(Cookie, blocks()), (Snat, works())], None, Verdict::Works, true),
         (Some(Cookie), vec![(Cookie, blocks()), (Snat, works())], Some(Snat), Verdict::Works, true),
-        (Some(Cookie), vec![(Cookie, unavailable()), (Snat, works())], Some(Snat), Verdict::Works, false),
+        (Some(Cookie), vec![(Cookie, unavailable()), (Snat, works())], Some(Snat), Verdict::Works, true),
         (
             Some(Snat),
             vec![(Cookie, unavailable()), (Snat, blocks()), (Source, works())],
@@ -128,7 +148,7 @@ fn attempt() -> impl Strategy<Value = Attempt> {
 }
 
 fn found() -> impl Strategy<Value = Finding> {
-    prop_oneof![4 => vec(attempt(), 0..=WITNESSES).prop_map(|attempts| finding(&attempts)), 1 => Just(unavailable())]
+    prop_oneof![4 => vec(attempt(), 0..=WITNESSES).prop_map(|attempts| apart(&attempts)), 1 => Just(unavailable())]
 }
 
 proptest! {
@@ -138,7 +158,7 @@ proptest! {
         let against = lies.iter().filter(|attempt| matches!(attempt, Attempt::Blocked(_))).count();
         let mut attempts = vec![passed(); honest];
         attempts.extend(lies);
-        let fell = matches!(finding(&attempts), Finding::Blocked { .. });
+        let fell = matches!(apart(&attempts), Finding::Blocked { .. });
         prop_assert_eq!(fell, against > attempts.iter().filter(|attempt| **attempt == passed()).count());
     }
 

@@ -14,7 +14,7 @@ use sluice_shared::host::HostPlan;
 use sluice_shared::ids::PodUid;
 use sluice_shared::lower::Backend;
 use sluice_shared::plan::{ProbeDoor, RedirectPlan};
-use sluice_shared::selftest::Way;
+use sluice_shared::selftest::{Verdict, Way};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -66,7 +66,8 @@ impl Strategies {
 
     /// What a self-test has chosen in this boot, if it can be had; else what the host takes.
     async fn automatic(&self, pods: Pods, before: &str) -> Strategy {
-        let tested = self.journal.probes().and_then(|tested| Way::named(&tested.chosen));
+        let tested = self.journal.probes().filter(|it| it.by_test && it.verdict == Verdict::Works.as_str());
+        let tested = tested.and_then(|tested| Way::named(&tested.chosen));
         if let Some(way) = tested.filter(|_| before.is_empty()) {
             match self.start(way, pods.clone(), "chosen by a self-test before the agent's start").await {
                 Ok(strategy) => return strategy,

@@ -22,6 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often it is looked whether a test is due.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long after a test that would have a way given up which has worked the second one begins: what takes it away for a
+/// moment, such as a kubelet's restart, is seen and put right within a second.
+const SECOND_THOUGHT: Duration = Duration::from_secs(2);
 /// Every how many looks the host's addresses and ways to pods are listed.
 const LIST: u64 = 5;
 /// To how many pods the host's way is looked up for that.
@@ -68,7 +71,7 @@ impl SelfTest {
         for tick in 0.. {
             ticks.tick().await;
             let pods = self.pods();
-            if tick % LIST == 0 || !self.schedule.has_tested() {
+            if tick % LIST == 0 || !(self.schedule.has_tested() || pods.is_empty()) {
                 self.list(&pods).await;
             }
             let seen = self.seen(&pods);
@@ -127,15 +130,16 @@ impl SelfTest {
     }
 
     /// Tests, acts on it and tells of it.
-    async fn test(&mut self, pods: &[(Witness, String)], seen: Seen) {
+    async fn test(&mut self, pods: &[(Witness, String)], mut seen: Seen) {
         let has_worked = self.has_worked();
         let mut outcome = self.find(pods).await;
         if has_worked && self.is_worse(&outcome.decision) {
             // What has worked, and lets less through, is not given up for one bad moment.
             tracing::info!(found = outcome.decision.because, "probe self-test, once more with other pods");
             if let Some(strategy) = outcome.take.take() {
-                strategy.retire().await;
+                let _ = strategy.retire().await;
             }
+            tokio::time::sleep(SECOND_THOUGHT).await;
             outcome = self.find(&self.pods()).await;
         }
         let Outcome { decision, take, asked } = outcome;
@@ -151,6 +155,8 @@ impl SelfTest {
                 self.cx.registry.send_existing(&uid, Message::Resettle(Vec::new()));
             }
         }
+        // Of the way that is in use from now on.
+        seen.refused = self.cx.host.is_refused();
         self.schedule.tested(seen, asked, &decision, Instant::now());
         self.tell(decision);
     }
@@ -174,8 +180,8 @@ impl SelfTest {
         let named: Vec<_> =
             pods.iter().map(|(witness, namespace)| (witness.uid.clone(), namespace.clone())).collect();
         let chosen: BTreeSet<PodUid> = selftest::witnesses(&named, self.round).into_iter().collect();
-        let chosen = pods.iter().map(|(witness, _)| witness).filter(|witness| chosen.contains(&witness.uid));
-        let witnesses: Vec<Witness> = chosen.cloned().collect();
+        let chosen = pods.iter().filter(|(witness, _)| chosen.contains(&witness.uid));
+        let (witnesses, namespaces): (Vec<Witness>, Vec<String>) = chosen.cloned().unzip();
         self.round += 1;
         let now = self.cx.host.way();
         let (mut findings, mut started) = (Vec::new(), BTreeMap::new());
@@ -185,10 +191,10 @@ impl SelfTest {
                 Some(strategy) if way == Way::Cookie && strategy.is_refused() => {
                     Finding::Unavailable(strategy.choice().because)
                 }
-                Some(strategy) => selftest::finding(&strategy.tried(&self.cx, &witnesses).await),
+                Some(strategy) => self.tried(&strategy, &witnesses, &namespaces).await,
                 None => match self.strategies.start(way, BTreeMap::new(), "chosen by the self-test").await {
                     Ok(strategy) => {
-                        let found = selftest::finding(&strategy.tried(&self.cx, &witnesses).await);
+                        let found = self.tried(&strategy, &witnesses, &namespaces).await;
                         started.insert(way, strategy);
                         found
                     }
@@ -200,15 +206,21 @@ impl SelfTest {
                 break;
             }
             if let Some(strategy) = started.remove(&way) {
-                strategy.retire().await;
+                let _ = strategy.retire().await;
             }
         }
         let decision = selftest::decide(now, &findings);
         let take = decision.take.and_then(|way| started.remove(&way));
         for strategy in started.into_values() {
-            strategy.retire().await;
+            let _ = strategy.retire().await;
         }
         Outcome { decision, take, asked: witnesses.len() }
+    }
+
+    /// What these pods, of these namespaces, show of a way.
+    async fn tried(&self, strategy: &Strategy, witnesses: &[Witness], namespaces: &[String]) -> Finding {
+        let attempts = strategy.tried(&self.cx, witnesses).await;
+        selftest::finding(&namespaces.iter().cloned().zip(attempts).collect::<Vec<_>>())
     }
 
     fn show(&self, verdict: Verdict, because: String) {
@@ -221,7 +233,8 @@ impl SelfTest {
         let chosen = self.cx.host.choice().chosen;
         self.cx.metrics.probe_test(verdict.as_str());
         self.show(verdict, because.clone());
-        let tested = TestedProbes { chosen: chosen.clone(), verdict: verdict.as_str().into() };
+        let by_test = self.strategies.candidates(self.cx.host.way()).len() > 1;
+        let tested = TestedProbes { chosen: chosen.clone(), verdict: verdict.as_str().into(), by_test };
         let said = match verdict {
             Verdict::Works => {
                 tracing::info!(strategy = chosen, because, "probes pass");

@@ -147,7 +147,8 @@ impl HostTable {
             false => BTreeSet::new(),
         };
         let mut doors = vec![now.door(uid, sources.clone(), probe_ports).await];
-        match former {
+        // With no port to probe, nothing of it is on its way, and there is nothing to change over.
+        match former.filter(|_| !probe_ports.is_empty() || now.is_in(&doors[0])) {
             Some((_, Some(known))) => doors.push(known),
             Some((former, None)) => {
                 let door = former.door(uid, sources, probe_ports).await;
@@ -193,13 +194,14 @@ impl HostTable {
             (None, (true, _)) => {}
             (_, (false, false)) => _ = now.admit(uid, ips, door).await,
             (former, (false, true)) => {
-                if now.admit(uid, ips, door).await || has_none {
-                    if let Some(former) = former {
-                        former.dismiss(uid).await;
-                    }
-                    if let Some(leaving) = self.lock().leaving.get_mut(uid) {
-                        leaving.since = Some(Instant::now());
-                    }
+                let begun = now.admit(uid, ips, door).await || has_none;
+                // Where the host goes on giving its source, the pod goes on needing that door.
+                let ended = match former {
+                    Some(former) if begun => former.dismiss(uid).await,
+                    _ => begun,
+                };
+                if ended && let Some(leaving) = self.lock().leaving.get_mut(uid) {
+                    leaving.since = Some(Instant::now());
                 }
             }
         }
@@ -213,9 +215,10 @@ impl HostTable {
             let was_leaving = state.leaving.remove(uid).is_some();
             (Arc::clone(&state.now), state.former.clone().filter(|_| was_leaving))
         };
-        now.dismiss(uid).await;
+        // What cannot be taken away opens nothing: the pod is gone, or its rules have no door.
+        let _ = now.dismiss(uid).await;
         if let Some(former) = former {
-            former.dismiss(uid).await;
+            let _ = former.dismiss(uid).await;
         }
     }
 
@@ -225,18 +228,20 @@ impl HostTable {
         let (now, former, mut changed, is_over) = {
             let mut state = self.lock();
             let mut changed = Vec::new();
+            // What the host does not let go of stays in force, and so do the doors for it.
+            let is_held = state.former.as_ref().is_some_and(|former| former.is_refused());
             state.leaving.retain(|uid, leaving| {
-                let over = leaving
-                    .since
-                    .map_or(leaving.began.elapsed() >= GIVES_UP, |since| since.elapsed() >= LINGERS);
+                let gives_up = !is_held && leaving.began.elapsed() >= GIVES_UP;
+                let over = leaving.since.map_or(gives_up, |since| since.elapsed() >= LINGERS);
                 // Who has not changed over yet is asked again.
                 changed.extend((over || leaving.since.is_none()).then(|| uid.clone()));
                 !over
             });
             (Arc::clone(&state.now), state.former.clone(), changed, state.leaving.is_empty())
         };
-        if let Some(former) = former.filter(|_| is_over) {
-            former.retire().await;
+        if let Some(former) = former.filter(|_| is_over)
+            && former.retire().await
+        {
             tracing::info!(strategy = former.choice().chosen, "no pod's probes go the former way any more");
             // Not before: a self-test might start the same strategy, and lose it to this end of the former one.
             self.lock().former = None;
@@ -289,7 +294,9 @@ impl HostTable {
     /// Takes away whatever table of ours is in the host's namespace, by either backend: a former run's, whose strategy
     /// is no longer in use. A host that refuses is told of, and no error.
     pub async fn remove(&self) {
-        snat::remove(&self.kernel, self.backend).await;
+        if let Err(error) = snat::remove(&self.kernel, self.backend).await {
+            tracing::warn!(%error, "{}", snat::STAYS);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -84,6 +84,10 @@ impl Schedule {
             self.pods_since = None;
             return None;
         }
+        if let Some(last) = &mut self.last {
+            // What was put right since, and is refused again, is news.
+            last.seen.refused &= seen.refused;
+        }
         let pods_since = *self.pods_since.get_or_insert(now);
         if now.duration_since(pods_since) < STEADY {
             return None;
@@ -197,6 +201,8 @@ mod tests {
         assert!((6..10).contains(&made.len()), "less and less often while it changes nothing: {made:?}");
         let refused = |second: u64| Seen { refused: second >= 100, ..seen(3) };
         assert_eq!(at(&tests(3_000, &works, refused)), [1, 100]);
+        let twice = |second: u64| Seen { refused: (100..200).contains(&second) || second >= 300, ..seen(3) };
+        assert_eq!(at(&tests(3_000, &works, twice)), [1, 100, 300], "it was put right in between");
         let six = |second: u64| Seen {
             families: if second < 50 { [Family::V4].into() } else { Family::BOTH.into() },
             ..seen(3)

@@ -1,7 +1,7 @@
 //! One strategy follows another: the new door before the old one goes.
 
 use super::*;
-use crate::kernel::fake::RecordingKernel;
+use crate::kernel::fake::{Place, RecordingKernel};
 use crate::kernel::{Kernel, KernelError};
 use sluice_shared::host::HostPlan;
 use sluice_shared::plan::TrialDoor;
@@ -142,16 +142,58 @@ async fn pods_of_a_former_run_count_until_they_have_changed_over_or_gone() {
 #[tokio::test(start_paused = true)]
 async fn a_pod_without_a_port_to_probe_holds_nothing_up() {
     let kernel = RecordingKernel::default();
+    for by_snat in [false, true] {
+        let before = if by_snat { snat(&kernel, &[]).await.unwrap() } else { Strategy::source("a test") };
+        let table = table(&kernel, before);
+        let portless = table.door(&uid(1), &[ip(1)], &[]).await;
+        table.admit(&uid(1), &[ip(1)], &portless).await;
+        table.change_to(Arc::new(cookie(&kernel).await.unwrap())).await;
+        let closed = table.door(&uid(1), &[ip(1)], &[]).await;
+        assert_eq!(closed, ProbeDoor::Closed);
+        table.admit(&uid(1), &[ip(1)], &closed).await;
+        tokio::time::advance(LINGERS).await;
+        assert_eq!(table.turn().await, [uid(1)]);
+        assert!(!table.is_changing() && !on_host(&kernel));
+    }
+    // The other way round it has something to take over: that door is the same for every pod.
     let table = table(&kernel, Strategy::source("a test"));
-    let closed = table.door(&uid(1), &[ip(1)], &[]).await;
-    table.admit(&uid(1), &[ip(1)], &closed).await;
+    table.admit(&uid(1), &[ip(1)], &ProbeDoor::Closed).await;
+    table.change_to(Arc::new(snat(&kernel, &[]).await.unwrap())).await;
+    let open = table.door(&uid(1), &[ip(1)], &[]).await;
+    assert_eq!(names(&open), ["snat"]);
+    table.admit(&uid(1), &[ip(1)], &open).await;
+    tokio::time::advance(LINGERS).await;
+    table.turn().await;
+    assert!(!table.is_changing() && on_host(&kernel));
+}
+
+/// The host takes no rules, by either of the ways that are tried next.
+fn refuse(kernel: &RecordingKernel) {
+    kernel.fail_next(Place::Host, libc::EPERM);
+    kernel.fail_next(Place::Host, libc::EPERM);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_keep_the_door_for_a_table_that_the_host_does_not_let_go() {
+    let kernel = RecordingKernel::default();
+    let table = table(&kernel, snat(&kernel, &[]).await.unwrap());
+    settle(&table, 1).await;
     table.change_to(Arc::new(cookie(&kernel).await.unwrap())).await;
-    let closed = table.door(&uid(1), &[ip(1)], &[]).await;
-    assert_eq!(closed, ProbeDoor::Closed);
-    table.admit(&uid(1), &[ip(1)], &closed).await;
+    refuse(&kernel);
+    assert_eq!(names(&settle(&table, 1).await), ["cookie", "snat"]);
+    tokio::time::advance(GIVES_UP).await;
+    assert_eq!(table.turn().await, [uid(1)], "it is asked again");
+    assert_eq!(names(&door(&table, 1).await), ["cookie", "snat"], "its probes still get the source");
+    // The host takes rules again, but for the last moment.
+    table.look(Some(kubelet())).await;
+    settle(&table, 1).await;
+    refuse(&kernel);
     tokio::time::advance(LINGERS).await;
     assert_eq!(table.turn().await, [uid(1)]);
-    assert!(!table.is_changing());
+    assert!(table.is_changing() && on_host(&kernel), "nobody forgets it");
+    assert_eq!(names(&settle(&table, 1).await), ["cookie"]);
+    assert!(table.turn().await.is_empty());
+    assert!(!table.is_changing() && !on_host(&kernel));
 }
 
 #[tokio::test]

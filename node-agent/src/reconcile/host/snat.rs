@@ -12,11 +12,15 @@ use sluice_shared::lower::Backend;
 use sluice_shared::plan::{CgroupRef, Flow, ProbeDoor};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use tokio::sync::Mutex;
 
 /// How often the table is written at once when others change rules meanwhile.
 pub(super) const WRITES: usize = 3;
+/// What it means when the table cannot be removed.
+pub(super) const STAYS: &str = "the table on the host, which nothing needs any more, could not be removed: it goes on giving \
+                                the kubelet's connections to pods that are in it another source address";
 
 /// The host's table, at work.
 pub(super) struct Snat {
@@ -28,6 +32,8 @@ pub(super) struct Snat {
     wanted: std::sync::Mutex<Wanted>,
     /// Locked by whoever commits.
     committed: Mutex<Standing>,
+    /// Whether the last commit failed, for those who cannot wait for the next.
+    refused: AtomicBool,
     /// Where it is remembered for the agent's next start.
     journal: Option<Journal>,
 }
@@ -77,6 +83,7 @@ impl Snat {
         let former = former.map(|shown| Committed { shown, plan: None });
         let committed = Standing::of(write(&kernel, backend, plan.clone(), former).await?);
         committed.remember(journal.as_ref());
+        let refused = AtomicBool::new(committed.is_unknown());
         Ok(Self {
             kernel,
             backend,
@@ -85,6 +92,7 @@ impl Snat {
             source_v6: plan.source_v6,
             wanted: std::sync::Mutex::new(Wanted { plan, revision: 0, tried: 0 }),
             committed: Mutex::new(committed),
+            refused,
             journal,
         })
     }
@@ -98,9 +106,9 @@ impl Snat {
         self.wanted().plan.pods.keys().cloned().collect()
     }
 
-    /// Whether the table could not be written when it was last tried. Unknown while it is being written.
+    /// Whether the table could not be written when it was last tried.
     pub(super) fn is_refused(&self) -> bool {
-        self.committed.try_lock().is_ok_and(|standing| matches!(*standing, Standing::Unknown))
+        self.refused.load(Ordering::Relaxed)
     }
 
     pub(super) async fn admit(&self, uid: &PodUid, ips: &[IpAddr]) {
@@ -169,11 +177,16 @@ impl Snat {
         }
     }
 
-    /// Takes the table away. Nothing is written by this one any more, whoever still asks.
-    pub(super) async fn retire(&self) {
+    /// Takes the table away. Nothing is written by this one any more, whoever still asks. `false` when the host refuses;
+    /// this is told once.
+    pub(super) async fn retire(&self) -> bool {
         let mut committed = self.committed.lock().await;
-        *committed = Standing::Retired;
-        remove(&self.kernel, self.backend).await;
+        let again = matches!(std::mem::replace(&mut *committed, Standing::Retired), Standing::Retired);
+        let removed = remove(&self.kernel, self.backend).await;
+        if let (Err(error), false) = (&removed, again) {
+            tracing::warn!(%error, "{STAYS}; tried again each second");
+        }
+        removed.is_ok()
     }
 
     /// Notes a change of the plan, and waits until a commit has included it. `change` says whether there is one.
@@ -216,6 +229,7 @@ impl Snat {
             }
         };
         committed.remember(self.journal.as_ref());
+        self.refused.store(committed.is_unknown(), Ordering::Relaxed);
         self.wanted().tried = revision;
     }
 
@@ -227,6 +241,10 @@ impl Snat {
 impl Standing {
     fn of(committed: Option<Committed>) -> Self {
         committed.map_or(Self::Unknown, Self::Committed)
+    }
+
+    fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown)
     }
 
     fn shown(&self) -> Option<Fingerprint> {
@@ -247,9 +265,13 @@ impl Standing {
 }
 
 /// Takes away whatever table of ours is in the host's namespace, by either backend: a former run's, or of a strategy that
-/// is no longer in use. A host that refuses is told of, and no error.
-pub(super) async fn remove(kernel: &Pool, first: Backend) {
+/// is no longer in use.
+///
+/// # Errors
+/// The host's refusal: [`STAYS`].
+pub(super) async fn remove(kernel: &Pool, first: Backend) -> Result<(), KernelError> {
     let others = [Backend::Nftables, Backend::Iptables].into_iter().filter(|other| *other != first);
+    let mut refused = Ok(());
     for backend in std::iter::once(first).chain(others) {
         let ops = host::lower(backend, HostStep::Remove);
         let removed = kernel.run(move |kernel| {
@@ -259,12 +281,11 @@ pub(super) async fn remove(kernel: &Pool, first: Backend) {
         });
         match removed.await {
             Ok(true) => tracing::info!(%backend, "the host's table, now needless, is removed"),
-            Ok(false) => return,
-            Err(error) => tracing::warn!(%error, %backend,
-                "the table on the host, which nothing needs any more, could not be removed: it goes on giving the \
-                 kubelet's connections to pods that are in it another source address"),
+            Ok(false) => return Ok(()),
+            Err(error) => refused = Err(error),
         }
     }
+    refused
 }
 
 /// Writes the table and reads it back. Where it is as we left it (`before`), it is amended, or else replaced; anything

@@ -140,12 +140,18 @@ impl Strategy {
         }
     }
 
-    /// The pod is gone, or its probes go another way.
-    pub(super) async fn dismiss(&self, uid: &PodUid) {
+    /// The pod is gone, or its probes go another way. `false` while the host still does to them what it did.
+    pub(super) async fn dismiss(&self, uid: &PodUid) -> bool {
         match &self.kind {
-            Kind::None | Kind::Source => {}
-            Kind::Snat(snat) => snat.dismiss(uid).await,
-            Kind::Cookie(cookies) => cookies.dismiss(uid).await,
+            Kind::None | Kind::Source => true,
+            Kind::Snat(snat) => {
+                snat.dismiss(uid).await;
+                !snat.is_refused()
+            }
+            Kind::Cookie(cookies) => {
+                cookies.dismiss(uid).await;
+                true
+            }
         }
     }
 
@@ -199,12 +205,16 @@ impl Strategy {
         }
     }
 
-    /// Takes away all that is outside of pods. What is in pods goes with their next plan.
-    pub(crate) async fn retire(&self) {
+    /// Takes away all that is outside of pods. What is in pods goes with their next plan. `false` when the host does not let
+    /// it go: ask again.
+    pub(crate) async fn retire(&self) -> bool {
         match &self.kind {
-            Kind::None | Kind::Source => {}
+            Kind::None | Kind::Source => true,
             Kind::Snat(snat) => snat.retire().await,
-            Kind::Cookie(cookies) => cookies.retire().await,
+            Kind::Cookie(cookies) => {
+                cookies.retire().await;
+                true
+            }
         }
     }
 }

@@ -53,6 +53,15 @@ struct Line {
     seen_from: IpAddr,
 }
 
+/// What came to a listener.
+#[derive(Default)]
+struct Met {
+    /// By what it said.
+    contacts: BTreeMap<Word, Contact>,
+    /// Whether somebody was let go without having said anything: it may have been the agent.
+    evicted: bool,
+}
+
 /// What became of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Contact {
@@ -60,7 +69,7 @@ enum Contact {
     Direct(SocketAddr),
     /// Something in the pod brought it: ztunnel.
     Proxied,
-    /// It came, and who brought it could not be looked up.
+    /// It came, or may have come, and who brought it could not be looked up.
     Unjudged,
     /// It did not come.
     Lost(String),
@@ -223,7 +232,7 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
     let Line { ends: Trial { listener, probe, control }, seen_from, .. } = line;
     let to = listener.address;
     let (words, met) = match words(kernel).await {
-        Ok(words) => (words, Arc::new(Mutex::new(BTreeMap::new()))),
+        Ok(words) => (words, Arc::new(Mutex::new(Met::default()))),
         Err(error) => return Attempt::Unsound(error.to_string()),
     };
     let hearing = match heard(listener) {
@@ -235,15 +244,16 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
     let (probed, controlled) = tokio::join!(say(probe, to, words[0]), say(control, to, words[1]));
     hearing.abort();
     let met = met.lock().unwrap_or_else(PoisonError::into_inner);
-    let contact = |word: Word, said: Result<(), String>| match (met.get(&word), said) {
+    let contact = |word: Word, said: Result<(), String>| match (met.contacts.get(&word), said) {
         (Some(contact), Ok(())) => contact.clone(),
         (Some(Contact::Unjudged), Err(_)) => Contact::Unjudged,
+        (None, Err(_)) if met.evicted => Contact::Unjudged,
         (Some(_), Err(why)) => Contact::Lost(format!("it came, but no answer went back: {why}")),
         (None, Ok(())) => Contact::Lost("somebody else answered".into()),
         (None, Err(why)) => Contact::Lost(why),
     };
     // Whether an answer came back or not: it should not have come at all.
-    if matches!(met.get(&words[1]), Some(Contact::Direct(_))) {
+    if matches!(met.contacts.get(&words[1]), Some(Contact::Direct(_))) {
         return Attempt::Unsound(format!("what has no door is not captured at {to}"));
     }
     drop(controlled);
@@ -251,10 +261,20 @@ async fn on_line(kernel: &Arc<Pool>, netns: &Arc<Netns>, line: Line) -> Attempt 
         Contact::Direct(from) if from.ip() == seen_from => Attempt::Passed,
         Contact::Direct(from) => Attempt::Blocked(format!("at {} it comes from {}", to.ip(), from.ip())),
         Contact::Unjudged => {
-            Attempt::Unsound(format!("at {} it came, and could not be looked at in time", to.ip()))
+            Attempt::Unsound(format!("at {} what came could not be looked at in time", to.ip()))
         }
         Contact::Proxied => Attempt::Blocked(format!("at {} it is captured", to.ip())),
         Contact::Lost(why) => Attempt::Blocked(format!("at {}: {why}", to.ip())),
+    }
+}
+
+impl Met {
+    /// What came by itself did, whoever says the same after it.
+    fn note(&mut self, word: Word, contact: Contact) {
+        let known = self.contacts.entry(word).or_insert(Contact::Unjudged);
+        if !matches!(known, Contact::Direct(_)) {
+            *known = contact;
+        }
     }
 }
 
@@ -279,7 +299,7 @@ async fn hear(
     kernel: Arc<Pool>,
     netns: Arc<Netns>,
     words: [Word; 2],
-    met: Arc<Mutex<BTreeMap<Word, Contact>>>,
+    met: Arc<Mutex<Met>>,
 ) {
     // Ends with this, which whoever holds its handle ends.
     let (mut callers, mut live) = (tokio::task::JoinSet::new(), VecDeque::<AbortHandle>::new());
@@ -294,6 +314,7 @@ async fn hear(
             && let Some(oldest) = live.pop_front()
         {
             oldest.abort();
+            met.lock().unwrap_or_else(PoisonError::into_inner).evicted = true;
         }
         let (kernel, netns, met) = (Arc::clone(&kernel), Arc::clone(&netns), Arc::clone(&met));
         live.push_back(callers.spawn(async move {
@@ -308,14 +329,14 @@ async fn answer(
     kernel: &Pool,
     netns: Arc<Netns>,
     words: [Word; 2],
-    met: &Mutex<BTreeMap<Word, Contact>>,
+    met: &Mutex<Met>,
 ) -> io::Result<()> {
     let mut word = Word::default();
     stream.read_exact(&mut word).await?;
     if !words.contains(&word) {
         return Ok(());
     }
-    let note = |contact| _ = met.lock().unwrap_or_else(PoisonError::into_inner).insert(word, contact);
+    let note = |contact| met.lock().unwrap_or_else(PoisonError::into_inner).note(word, contact);
     // The threads that look into namespaces may have much else to do.
     note(Contact::Unjudged);
     // Whoever connects from within the pod has a socket there, whatever address it gives itself.
