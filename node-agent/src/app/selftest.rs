@@ -151,12 +151,12 @@ impl SelfTest {
                 found = decision.because,
                 "probes go another way from now on"
             );
+            // Of the way that is in use from now on.
+            seen.refused = strategy.is_refused();
             for uid in self.cx.host.change_to(Arc::new(strategy)).await {
                 self.cx.registry.send_existing(&uid, Message::Resettle(Vec::new()));
             }
         }
-        // Of the way that is in use from now on.
-        seen.refused = self.cx.host.is_refused();
         self.schedule.tested(seen, asked, &decision, Instant::now());
         self.tell(decision);
     }

@@ -229,7 +229,7 @@ impl HostTable {
             let mut state = self.lock();
             let mut changed = Vec::new();
             // What the host does not let go of stays in force, and so do the doors for it.
-            let is_held = state.former.as_ref().is_some_and(|former| former.is_refused());
+            let is_held = state.former.as_ref().is_some_and(|former| former.is_held());
             state.leaving.retain(|uid, leaving| {
                 let gives_up = !is_held && leaving.began.elapsed() >= GIVES_UP;
                 let over = leaving.since.map_or(gives_up, |since| since.elapsed() >= LINGERS);

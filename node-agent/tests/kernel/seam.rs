@@ -112,7 +112,7 @@ fn large_batch() {
     let plan = sluice_shared::plan::RedirectPlan { stage, ..plan() };
     let ops = lower(Backend::Nftables, Step::Enroll { plan: &plan, live: true });
     world.kernel.run(&world.netns, &ops).expect("a batch of megabytes");
-    // At once: the kernel may still be moving the elements of a set that grew.
+    // At once: the kernel would still be moving the elements of a set that had no size.
     let shown = world.kernel.observe(&world.netns).expect("observe").rules;
     let read = world.kernel.kept_flows(&world.netns).expect("read back");
     assert_eq!(read.len(), flows.len());

@@ -196,6 +196,22 @@ async fn pods_keep_the_door_for_a_table_that_the_host_does_not_let_go() {
     assert!(!table.is_changing() && !on_host(&kernel));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_refuses_holds_no_pod() {
+    let kernel = RecordingKernel::default();
+    let table = table(&kernel, cookie(&kernel).await.unwrap());
+    settle(&table, 1).await;
+    kernel.lose_cookie_program();
+    kernel.refuse_bpf(true);
+    table.look(Some(kubelet())).await;
+    assert!(table.is_refused());
+    table.change_to(Arc::new(snat(&kernel, &[]).await.unwrap())).await;
+    // Its rules cannot be changed for now.
+    tokio::time::advance(GIVES_UP).await;
+    assert_eq!(table.turn().await, [uid(1)]);
+    assert!(!table.is_changing());
+}
+
 #[tokio::test]
 async fn what_is_tried_is_beside_what_is_in_force() {
     let kernel = RecordingKernel::default();

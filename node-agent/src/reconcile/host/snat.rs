@@ -184,8 +184,10 @@ impl Snat {
         let again = matches!(std::mem::replace(&mut *committed, Standing::Retired), Standing::Retired);
         let removed = remove(&self.kernel, self.backend).await;
         if let (Err(error), false) = (&removed, again) {
-            tracing::warn!(%error, "{STAYS}; tried again each second");
+            tracing::warn!(%error, "{STAYS}");
         }
+        // Nothing is written any more, so nothing is refused.
+        self.refused.store(false, Ordering::Relaxed);
         removed.is_ok()
     }
 
@@ -224,7 +226,10 @@ impl Snat {
             Ok(seen) => Standing::of(seen),
             Err(error) => {
                 self.metrics.kernel_error(KernelStep::Host);
-                tracing::error!(%error, "the host's table could not be written: kubelet probes of new pods are captured; tried again within a second");
+                // Tried again each second, and told once.
+                if !self.refused.load(Ordering::Relaxed) {
+                    tracing::error!(%error, "the host's table could not be written: probes of pods that join now are captured; tried again each second");
+                }
                 Standing::Unknown
             }
         };
@@ -264,6 +269,16 @@ impl Standing {
     }
 }
 
+/// What an attempt to take our tables away has come to.
+enum Removal {
+    /// There was none.
+    Needless,
+    /// None is left.
+    Done,
+    /// One is left.
+    Partial,
+}
+
 /// Takes away whatever table of ours is in the host's namespace, by either backend: a former run's, or of a strategy that
 /// is no longer in use.
 ///
@@ -276,12 +291,20 @@ pub(super) async fn remove(kernel: &Pool, first: Backend) -> Result<(), KernelEr
         let ops = host::lower(backend, HostStep::Remove);
         let removed = kernel.run(move |kernel| {
             // On most nodes there is nothing, and nothing is written on the host.
-            let there = kernel.observe_host()?.is_some();
-            if there { kernel.run_host(&ops).map(|()| true) } else { Ok(false) }
+            if kernel.observe_host()?.is_none() {
+                return Ok(Removal::Needless);
+            }
+            kernel.run_host(&ops)?;
+            // The other backend's, perhaps, which this one cannot take away.
+            Ok(if kernel.observe_host()?.is_none() { Removal::Done } else { Removal::Partial })
         });
         match removed.await {
-            Ok(true) => tracing::info!(%backend, "the host's table, now needless, is removed"),
-            Ok(false) => return Ok(()),
+            Ok(Removal::Needless) => return Ok(()),
+            Ok(Removal::Done) => {
+                tracing::info!(%backend, "the host's table, now needless, is removed");
+                return Ok(());
+            }
+            Ok(Removal::Partial) => {}
             Err(error) => refused = Err(error),
         }
     }

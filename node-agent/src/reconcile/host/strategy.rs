@@ -146,7 +146,7 @@ impl Strategy {
             Kind::None | Kind::Source => true,
             Kind::Snat(snat) => {
                 snat.dismiss(uid).await;
-                !snat.is_refused()
+                !self.is_held()
             }
             Kind::Cookie(cookies) => {
                 cookies.dismiss(uid).await;
@@ -203,6 +203,11 @@ impl Strategy {
             Kind::Cookie(cookies) => cookies.is_refused(),
             Kind::None | Kind::Source => false,
         }
+    }
+
+    /// Whether the host refuses to let go of pods: what it does to their probes goes on.
+    pub(super) fn is_held(&self) -> bool {
+        matches!(&self.kind, Kind::Snat(snat) if snat.is_refused())
     }
 
     /// Takes away all that is outside of pods. What is in pods goes with their next plan. `false` when the host does not let

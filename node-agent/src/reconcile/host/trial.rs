@@ -272,7 +272,7 @@ impl Met {
     /// What came by itself did, whoever says the same after it.
     fn note(&mut self, word: Word, contact: Contact) {
         let known = self.contacts.entry(word).or_insert(Contact::Unjudged);
-        if !matches!(known, Contact::Direct(_)) {
+        if !matches!(known, Contact::Direct(_)) && contact != Contact::Unjudged {
             *known = contact;
         }
     }
@@ -361,5 +361,27 @@ async fn say(end: TrialEnd, to: SocketAddr, word: Word) -> Result<(), String> {
     match tokio::time::timeout(PATIENCE, said).await {
         Ok(said) => said.map_err(|error: io::Error| error.to_string()),
         Err(_) => Err("no answer".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_by_itself_did_whoever_repeats_it() {
+        let direct = Contact::Direct(SocketAddr::from(([10, 0, 0, 254], 40_000)));
+        let table = [
+            (vec![Contact::Unjudged], Contact::Unjudged),
+            (vec![Contact::Unjudged, direct.clone()], direct.clone()),
+            (vec![direct.clone(), Contact::Unjudged, Contact::Proxied], direct.clone()),
+            (vec![Contact::Proxied, Contact::Unjudged], Contact::Proxied),
+            (vec![Contact::Unjudged, Contact::Proxied, direct.clone()], direct),
+        ];
+        for (said, expected) in table {
+            let mut met = Met::default();
+            said.iter().for_each(|contact| met.note(Word::default(), contact.clone()));
+            assert_eq!(met.contacts[&Word::default()], expected, "{said:?}");
+        }
     }
 }
